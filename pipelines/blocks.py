@@ -1,0 +1,128 @@
+"""Blocks: Parquet shards of encoded images plus the manifest columns, and the index over them.
+
+A shard holds whole identities of one split, sorted by (identity, key), in row groups that end
+where an identity ends. `manifest.json` beside the shards says which identity lies where, so that
+any image can be addressed as (shard, row) without reading pixels.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.datasets.manifest import MANIFEST_SCHEMA
+from pipelines.errors import UserError
+from pipelines.store import Folder
+
+SCHEMA_VERSION = 1
+GROUP_ROWS = 256
+BLOCK_SCHEMA = pa.schema([*MANIFEST_SCHEMA, ("sha256", pa.string()), ("image", pa.binary())])
+STATS_KEY = b"rayreid"
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def write_shard(folder: Folder, number: int, table_: pa.Table, stats: dict[str, Any]) -> None:
+    """Write one shard, whole or not at all; row groups end at identity borders. `stats` travel in
+    its footer."""
+    schema = BLOCK_SCHEMA.with_metadata({STATS_KEY: json.dumps(stats)})
+    uncompressed = {name: "NONE" if name == "image" else "ZSTD" for name in schema.names}
+    with (
+        folder.write(shard_name(number)) as file,
+        pq.ParquetWriter(file, schema, compression=uncompressed) as writer,
+    ):
+        for start, stop in _row_groups(table_["identity"]):
+            writer.write_table(
+                table_.slice(start, stop - start).cast(schema), row_group_size=stop - start
+            )
+
+
+def _row_groups(identity: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
+    borders = identity_borders(identity.to_numpy(zero_copy_only=False))
+    start = 0
+    for stop in borders[1:]:
+        if stop - start >= GROUP_ROWS or stop == borders[-1]:
+            yield start, int(stop)
+            start = int(stop)
+
+
+def identity_borders(identity: np.ndarray) -> np.ndarray:
+    """Positions where a new value starts, and the length: [0, ..., len]."""
+    if len(identity) == 0:
+        return np.zeros(1, dtype=np.int64)
+    changes = np.flatnonzero(identity[1:] != identity[:-1]) + 1
+    return np.concatenate([[0], changes, [len(identity)]])
+
+
+def read_stats(folder: Folder, number: int) -> dict[str, Any] | None:
+    """What `write_shard` noted in the footer, or None where there is no such shard."""
+    if not folder.exists(shard_name(number)):
+        return None
+    with folder.fs.open(folder.path(shard_name(number)), "rb") as file:
+        metadata = pq.read_metadata(file).metadata or {}
+    return json.loads(metadata[STATS_KEY]) if STATS_KEY in metadata else None
+
+
+def read_shard(folder: Folder, number: int, columns: list[str] | None = None) -> pa.Table:
+    """One shard in memory; a `UserError` names a damaged file."""
+    path = folder.path(shard_name(number))
+    try:
+        with folder.fs.open(path, "rb") as file:
+            return pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); delete {folder.uri} "
+            "and run the command again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A committed ingest."""
+
+    folder: Folder
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> "Blocks":
+        """The blocks in this folder; a `UserError` where they are not whole."""
+        folder = Folder.open(uri)
+        manifest = folder.committed()
+        if manifest is None:
+            raise UserError(f"{uri}: holds no committed blocks; run `reid ingest` first")
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise UserError(
+                f"{uri}: schema version {manifest['schema_version']}, not {SCHEMA_VERSION}"
+            )
+        return cls(folder=folder, manifest=manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over keys, labels and image bytes: the same images give it wherever they lie."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def train_cameras(self) -> list[str]:
+        """Sorted camera names of the train split; their positions are the camera indices of the
+        model."""
+        return list(self.manifest["train_cameras"])
+
+    def shards(self, *splits: str) -> list[dict[str, Any]]:
+        """Manifest entries (`shard`, `split`, `rows`, `bytes`, `sha256`) of these splits."""
+        return [shard for shard in self.manifest["shards"] if shard["split"] in splits]
+
+    def identities(self, split: str) -> list[tuple[str, int, int, int]]:
+        """(identity, shard, first row, rows) of a split, sorted by identity."""
+        return [tuple(entry) for entry in self.manifest["identities"][split]]
+
+    def camera_index(self, cameras: pa.ChunkedArray) -> np.ndarray:
+        """int64 positions in `train_cameras`; -1 for a camera that training never saw, or none."""
+        known = {name: i for i, name in enumerate(self.train_cameras)}
+        return np.array([known.get(c, -1) for c in cameras.to_pylist()], dtype=np.int64)

@@ -1,0 +1,36 @@
+"""The training engine in plain torch: inputs, schedule, optimiser, step and checkpoints."""
+
+from pipelines.engine.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from pipelines.engine.erasing import ErasingConfig
+from pipelines.engine.inputs import to_model_input
+from pipelines.engine.metrics import DivergedError, StepMetrics
+from pipelines.engine.optimizer import build_optimizer
+from pipelines.engine.schedule import ScheduleConfig, learning_rate
+from pipelines.engine.state import TrainState
+from pipelines.engine.step import train_step
+from pipelines.engine.weights import load_weights, save_weights
+
+__all__ = [
+    "DivergedError",
+    "ErasingConfig",
+    "ScheduleConfig",
+    "StepMetrics",
+    "TrainState",
+    "build_optimizer",
+    "latest_checkpoint",
+    "learning_rate",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_weights",
+    "prune_checkpoints",
+    "save_checkpoint",
+    "save_weights",
+    "to_model_input",
+    "train_step",
+]

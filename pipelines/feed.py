@@ -1,0 +1,92 @@
+"""The batch plan as a Ray Data dataset that Ray Train deals to its workers.
+
+Every block belongs to one rank and holds whole per-rank batches of consecutive steps; blocks
+alternate between the ranks, have equal row counts and keep their order, so
+`streaming_split(equal=True)`, which Ray Train uses, gives rank r the blocks r, r + world, r + 2
+world, ... The training loop checks `step` in what arrives.
+
+Memory: the encoded images of the training shards in the object store (which spills to disk), read
+once by one task a shard and rebuilt by Ray if a node is lost, plus a few decoded blocks of at most
+`BLOCK_BYTES`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipelines.batches import BatchPlan, ImageReader
+from pipelines.blocks import Blocks, read_shard
+from pipelines.store import Folder
+
+BLOCK_BYTES = 96 << 20
+STEPS_PER_BLOCK = 10
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Everything that the dataset of a training run depends on."""
+
+    blocks: Blocks
+    plan: BatchPlan
+    reader: ImageReader
+    world: int
+    total_steps: int
+
+    def rank_rows(self) -> int:
+        """Images of one rank's batch."""
+        return self.plan.batch_size // self.world
+
+    def dataset(self, first_step: int) -> "ray.data.Dataset":
+        """Batches of the steps first_step, ..., total_steps - 1; every row has `step` and
+        `position`."""
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        chunk = self._steps_per_block(first_step)
+        starts = list(range(first_step, self.total_steps, chunk))
+        needed = sorted(set(self.plan.index.shard_I.tolist()))
+        shards = dict(
+            zip(needed, [_load.remote(self.blocks.folder, n) for n in needed], strict=True)
+        )
+        world, total, produce = self.world, self.total_steps, self._produce
+
+        def batches(block: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+            tables = dict(zip(shards, ray.get(list(shards.values())), strict=True))
+            for number in block["id"].tolist():
+                start, rank = starts[number // world], number % world
+                rows = [
+                    produce(step, rank, tables) for step in range(start, min(start + chunk, total))
+                ]
+                yield {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+        count = len(starts) * world
+        if count == 0:
+            return ray.data.from_items([])
+        return ray.data.range(count, override_num_blocks=count).map_batches(
+            batches, batch_size=None, num_cpus=1, zero_copy_batch=True
+        )
+
+    def _steps_per_block(self, first_step: int) -> int:
+        height, width = self.reader.size
+        step_bytes = self.rank_rows() * height * width * 3
+        chunk = max(1, min(STEPS_PER_BLOCK, BLOCK_BYTES // step_bytes))
+        # Equal row counts need blocks of equal length: the largest divisor up to the chunk.
+        steps = max(1, self.total_steps - first_step)
+        return max(size for size in range(1, chunk + 1) if steps % size == 0)
+
+    def _produce(self, step: int, rank: int, tables: dict[int, pa.Table]) -> dict[str, np.ndarray]:
+        rows = self.plan.rows(step).of_rank(rank, self.world)
+        columns = self.reader.read(rows, step, rank * self.rank_rows(), tables)
+        cameras = np.empty(len(rows.label_B), dtype=np.int64)
+        for shard in np.unique(rows.shard_B).tolist():
+            here = rows.shard_B == shard
+            camera = tables[shard]["camera"].take(pa.array(rows.row_B[here]))
+            cameras[here] = self.blocks.camera_index(camera)
+        return {**columns, "camera": cameras}
+
+
+@ray.remote(num_cpus=1)
+def _load(folder: Folder, number: int) -> pa.Table:
+    return read_shard(folder, number, ["camera", "image"]).combine_chunks()

@@ -1,0 +1,57 @@
+"""One way to get a Ray: the cluster that RAY_ADDRESS names, or one inside this process."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+LOCAL_SLOTS = 8
+
+
+@contextmanager
+def ray_session(*, verbose: bool = False, dashboard: bool = False) -> Iterator[None]:
+    """A connected Ray for the time of the block; one that was there before is left running.
+
+    Without RAY_ADDRESS a Ray is started in this process and ends with it, also when it is killed.
+    Its CPU slots are logical: stages wait for each other's tasks, so there are more of them than
+    cores on a small machine. `dashboard` is needed where Tune stops trials early: Ray frees their
+    workers through it.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if verbose else logging.ERROR
+    if address:
+        ray.init(address=address, log_to_driver=verbose, logging_level=level)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(LOCAL_SLOTS, os.cpu_count() or 1),
+            include_dashboard=dashboard,
+            log_to_driver=verbose,
+            logging_level=level,
+        )
+    quiet_ray(verbose=verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray(*, verbose: bool) -> None:
+    """Keep Ray's own chatter and progress bars off the terminal unless asked for."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def slots(kind: str = "CPU") -> float:
+    """CPUs or GPUs of the whole connected cluster."""
+    return float(ray.cluster_resources().get(kind, 0.0))

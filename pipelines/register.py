@@ -1,0 +1,63 @@
+"""A recipe's trained model and gallery as a version in the MLflow registry."""
+
+from typing import Any
+
+from pipelines.console import Reporter
+from pipelines.embedder import CARD, WEIGHTS
+from pipelines.evaluate import run as run_evaluate
+from pipelines.gallery_build import name_version
+from pipelines.gallery_build import run as run_gallery
+from pipelines.ingest import open_blocks
+from pipelines.recipe import Recipe
+from pipelines.registry import Tracker, register_model
+from pipelines.stage import StageResult, once, stage_script
+from pipelines.store import Folder, Store, fingerprint
+from pipelines.tracking import tracked
+from pipelines.train import RECIPE_FILE, open_model
+
+
+@once
+def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
+    """Register the recipe's model, or find it registered; the version becomes `challenger`."""
+    blocks = open_blocks(recipe, store, reporter)
+    model = open_model(recipe, store, reporter)
+    evaluated = run_evaluate(recipe, store, reporter)
+    gallery = run_gallery(recipe, store, reporter)
+    tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
+    tags: dict[str, Any] = {
+        "data_fingerprint": blocks.fingerprint,
+        "protocol": recipe.evaluate.protocol,
+        "gallery": gallery.uri,
+        "weights_sha256": model.weights_sha256,
+        "evaluation": fingerprint(evaluated.values),
+        "recipe": recipe.recipe,
+    }
+    key = fingerprint(tags["weights_sha256"], gallery.uri)
+    with tracked(
+        tracker,
+        "register",
+        key,
+        stage="register",
+        parent=reporter.parent_run,
+        params=recipe.to_dict(),
+    ) as run_id:
+        tracker.log_dataset(
+            run_id, name=recipe.dataset, fingerprint=blocks.fingerprint, source=blocks.folder.uri
+        )
+        version = register_model(
+            tracker,
+            run_id,
+            name=recipe.model_name,
+            weights=model.folder.local(WEIGHTS),
+            recipe_yaml=model.folder.local(RECIPE_FILE),
+            model_card=model.folder.read_json(CARD) | {"flip": recipe.embed.flip},
+            metrics=evaluated.values["metrics"],
+            tags=tags,
+        )
+    name_version(Folder.open(gallery.uri), version)
+    values = {"model": {"name": recipe.model_name, "version": version}}
+    return StageResult(stage="register", skipped=False, uri=tracker.uri, values=values)
+
+
+if __name__ == "__main__":
+    stage_script("register")

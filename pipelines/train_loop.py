@@ -1,0 +1,180 @@
+"""What one Ray Train worker does: build the state, go on from the newest checkpoint, take the
+steps.
+
+Rank 0 writes the checkpoints and the losses into the run's folder. A checkpoint holds everything
+that the next step depends on, and the feed starts at its step; so a run that was killed at any
+moment ends with the same weights as one that was not.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+
+import reid_models
+from pipelines.blocks import Blocks
+from pipelines.embedder import ModelCard
+from pipelines.engine import (
+    ErasingConfig,
+    ScheduleConfig,
+    StepMetrics,
+    TrainState,
+    build_optimizer,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    save_weights,
+    train_step,
+)
+from pipelines.recipe import Recipe
+from pipelines.validation import HoldOut
+from reid_models.losses import ReidLoss
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics"
+FINAL = "trained.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What the workers are told."""
+
+    recipe: Recipe
+    blocks: Blocks
+    card: ModelCard
+    run: Path
+    """Folder of the run, on a filesystem that all workers share."""
+    schedule: ScheduleConfig
+    holdout: HoldOut | None
+    threads: int
+    """CPU threads of one worker."""
+    report: bool
+    """Whether validation figures go to `ray.train.report`, as a search needs them."""
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between checkpoints."""
+        return max(1, round(self.recipe.train.checkpoint_epochs * self.schedule.steps_per_epoch))
+
+    @property
+    def validate_steps(self) -> int:
+        """Steps between validations."""
+        return self.recipe.train.validate_epochs * self.schedule.steps_per_epoch
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, float]:
+    """The function that Ray Train runs on every worker; returns the last validation's figures."""
+    job: TrainJob = config["job"]
+    torch.set_num_threads(job.threads)
+    rank = ray.train.get_context().get_world_rank()
+    state = build_state(job, ray.train.torch.get_device(), wrap=ray.train.torch.prepare_model)
+    newest = latest_checkpoint(job.run / CHECKPOINTS)
+    if newest is not None:
+        load_checkpoint(newest, state)
+    batches = ray.train.get_dataset_shard("train").iter_batches(
+        batch_size=job.recipe.batch.identities
+        * job.recipe.batch.images
+        // ray.train.get_context().get_world_size(),
+        batch_format="numpy",
+        prefetch_batches=2,
+    )
+    return take_steps(job, state, batches, rank)
+
+
+def build_state(job: TrainJob, device: torch.device, *, wrap: Any = None) -> TrainState:
+    """A fresh state: initial weights depend on the recipe's seed alone."""
+    recipe, section = job.recipe, job.recipe.optim
+    torch.manual_seed(recipe.seed)
+    model = reid_models.create_model(
+        job.card.model,
+        job.card.num_classes,
+        image_size=job.card.image_size,
+        camera_count=len(job.card.cameras),
+        **recipe.model.options(),
+    )
+    model = model.to(device).to(memory_format=torch.channels_last)
+    layout = model.loss_layout
+    wrapped = model if wrap is None else wrap(model)
+    return TrainState(
+        model=wrapped,
+        optimizer=build_optimizer(
+            wrapped,
+            name=section.name,
+            lr=section.lr,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+            bias_lr_factor=section.bias_lr_factor,
+        ),
+        schedule=job.schedule,
+        loss=ReidLoss(layout, **recipe.loss.model_dump()),
+        seed=recipe.seed,
+        mean=recipe.input.mean,
+        std=recipe.input.std,
+        erasing=ErasingConfig(
+            probability=recipe.augment.erase,
+            area=recipe.augment.erase_area,
+            aspect=recipe.augment.erase_aspect,
+        ),
+        precision=recipe.train.precision,
+        grad_clip=section.grad_clip,
+    )
+
+
+def take_steps(
+    job: TrainJob, state: TrainState, batches: Iterator[dict[str, np.ndarray]], rank: int
+) -> dict[str, float]:
+    """Train on the batches, which start at the state's step; the final weights are written at the
+    end."""
+    pending: list[StepMetrics] = []
+    figures: dict[str, float] = {}
+    for batch in batches:
+        if int(batch["step"][0]) != state.step or int(batch["step"][-1]) != state.step:
+            raise RuntimeError(f"batch of step {batch['step'][0]} at step {state.step}")
+        pending.append(train_step(state, batch, rank=rank))
+        last = state.step == job.schedule.total_steps
+        if rank == 0 and (last or state.step % job.recipe.train.log_steps == 0):
+            _write_metrics(job.run, state.step, pending)
+            pending = []
+        if job.holdout is not None and (last or state.step % job.validate_steps == 0):
+            figures = _validate(job, state, rank)
+        if rank == 0 and (last or state.step % job.checkpoint_steps == 0):
+            save_checkpoint(job.run / CHECKPOINTS, state, extra={"figures": figures})
+            prune_checkpoints(job.run / CHECKPOINTS, job.recipe.train.keep_checkpoints)
+    if rank == 0:
+        save_weights(job.run / FINAL, state.model)
+    return figures
+
+
+def _validate(job: TrainJob, state: TrainState, rank: int) -> dict[str, float]:
+    """Figures on the held-out identities, by rank 0; the others wait at the report."""
+    figures: dict[str, float] = {}
+    epoch = state.step // job.schedule.steps_per_epoch
+    if rank == 0 and job.holdout is not None:
+        figures = job.holdout.evaluate(state.model, state.device, job.card)
+        write_json(
+            job.run / METRICS / f"validation-{state.step:08d}.json", {"step": state.step, **figures}
+        )
+    if job.report:
+        ray.train.report({"epoch": epoch, "step": state.step, **figures})
+    return figures
+
+
+def _write_metrics(run: Path, step: int, pending: list[StepMetrics]) -> None:
+    rows = [{"step": m.step, **m.floats()} for m in pending]
+    write_json(run / METRICS / f"steps-{step:08d}.json", rows)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a small JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    staged.write_text(json.dumps(value))
+    staged.replace(path)

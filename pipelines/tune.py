@@ -1,0 +1,244 @@
+"""Search for a better recipe: Ray Tune around Ray Train.
+
+The trials are drawn from the system's space by the recipe's seed, trained for `tune.epochs`
+without the held-out share of the train identities, and scored on those; ASHA stops the weak ones.
+The test split is never looked at. A trial's folder is named by its number, and its checkpoints and
+scores lie there, so a search that was killed goes on.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+
+import tune_spaces
+from pipelines.blocks import Blocks
+from pipelines.console import Bar, Reporter
+from pipelines.engine import latest_checkpoint
+from pipelines.errors import UserError
+from pipelines.ingest import open_blocks
+from pipelines.ray_session import ray_session, slots
+from pipelines.recipe import Recipe
+from pipelines.recipe_file import check_recipe, dump_recipe
+from pipelines.registry import Tracker
+from pipelines.stage import StageResult, once, stage_script
+from pipelines.store import Folder, Store, fingerprint
+from pipelines.tracking import tracked
+from pipelines.train import fit, prepare, training_fingerprint
+from pipelines.train_loop import CHECKPOINTS, METRICS
+
+SCORE = "mAP"
+BEST = "best.yaml"
+Params = dict[str, Any]
+
+
+@once
+def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
+    """Search, go on with a search, or find it done."""
+    blocks = open_blocks(recipe, store, reporter)
+    key = fingerprint(
+        training_fingerprint(recipe, blocks), recipe.tune.model_dump(exclude={"concurrent"})
+    )
+    folder = store.room("runs", f"tune-{recipe.model_name}", key)
+    with folder.lock():
+        done = folder.committed()
+        skipped = done is not None
+        if done is None:
+            with ray_session(verbose=reporter.verbose, dashboard=True):
+                done = _search(recipe, blocks, folder, store, reporter)
+    return StageResult(stage="tune", skipped=skipped, uri=folder.uri, values=done)
+
+
+def draw_trials(recipe: Recipe) -> list[Params]:
+    """The parameters of every trial; the first is the recipe as it is. A function of the recipe
+    alone."""
+    if recipe.model.name not in tune_spaces.list_spaces():
+        raise UserError(
+            f"no search space for model {recipe.model.name!r}; "
+            f"there are {', '.join(tune_spaces.list_spaces())}"
+        )
+    space = tune_spaces.search_space(
+        recipe.model.name, lr=recipe.optim.lr, epochs=recipe.tune.epochs
+    )
+    random = np.random.RandomState(recipe.seed)
+    drawn = [
+        {name: _plain(domain.sample(random_state=random)) for name, domain in space.items()}
+        for _ in range(recipe.tune.trials - 1)
+    ]
+    return [{}, *drawn]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def trial_recipe(recipe: Recipe, params: Params) -> Recipe:
+    """The recipe of a trial: its parameters, the search's epochs and held-out share."""
+    changes = {
+        **params,
+        "train.epochs": recipe.tune.epochs,
+        "train.validate_epochs": 1,
+        "train.checkpoint_epochs": 1.0,
+        "data.holdout": recipe.tune.holdout,
+    }
+    return apply(recipe, changes)
+
+
+def apply(recipe: Recipe, changes: Params) -> Recipe:
+    """The recipe with these `section.key` values."""
+    plain = recipe.to_dict()
+    for name, value in changes.items():
+        section, key = name.split(".")
+        plain[section][key] = value
+    return check_recipe(plain, "trial")
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """The function that Ray Tune runs for a trial: scores of earlier epochs first, then
+    training."""
+    recipe: Recipe = trial_recipe(config["recipe"], config["trial"]["params"])
+    folder = Folder.open(f"{config['folder']}/trial-{config['trial']['number']:04d}").make()
+    for path in sorted(folder.local(METRICS).glob("validation-*.json")):
+        ray.tune.report(json.loads(path.read_text()))
+    job, feed = prepare(recipe, config["blocks"], folder, report=True)
+    newest = latest_checkpoint(folder.local(CHECKPOINTS))
+    if newest is None or newest.name != f"step-{job.schedule.total_steps:06d}":
+        fit(job, feed, callbacks=[TuneReportCallback()])
+
+
+class _Watch(ray.tune.Callback):
+    """In the driver: a child run for every trial, and the progress bar."""
+
+    def __init__(self, tracker: Tracker, parent: str, key: str, bar: Bar) -> None:
+        self.tracker, self.parent, self.key, self.bar = tracker, parent, key, bar
+        self.runs: dict[int, str] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        drawn = trial.config["trial"]
+        run_id = self.runs.get(drawn["number"]) or self._start(drawn)
+        time_ms = int(result["timestamp"] * 1000)
+        points = [(k, v, int(result["epoch"]), time_ms) for k, v in _scores(result).items()]
+        self.tracker.log_metrics(run_id, points)
+        self.bar.update(self.bar.done, f"trial {drawn['number']} {SCORE} {result[SCORE]:.2f}")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._end(trial, "FINISHED")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._end(trial, "FAILED")
+
+    def _start(self, drawn: dict[str, Any]) -> str:
+        number = drawn["number"]
+        tags = {"rayreid.stage": "trial", "rayreid.fingerprint": f"{self.key}/{number}"}
+        self.runs[number] = self.tracker.start_run(
+            f"trial-{number:04d}",
+            parent=self.parent,
+            run_id=self.tracker.find_run(tags),
+            tags=tags,
+            params=drawn["params"],
+        )
+        return self.runs[number]
+
+    def _end(self, trial: Any, status: str) -> None:
+        number = trial.config["trial"]["number"]
+        if number in self.runs:
+            self.tracker.end_run(self.runs[number], status)
+        self.bar.advance(1)
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    return {name: float(result[name]) for name in ("mAP", "mINP", "R1", "R5") if name in result}
+
+
+def _search(
+    recipe: Recipe, blocks: Blocks, folder: Folder, store: Store, reporter: Reporter
+) -> dict[str, Any]:
+    section = recipe.tune
+    drawn: list[dict[str, Any]] = [
+        {"number": n, "params": params} for n, params in enumerate(draw_trials(recipe))
+    ]
+    for trial in drawn:
+        prepare(
+            trial_recipe(recipe, trial["params"]), blocks, folder
+        )  # refuse a bad search before it starts
+    concurrent = _fitting_trials(recipe)
+    folder.make()
+    tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
+    name = f"tune-{recipe.model_name}"
+    with (
+        tracked(tracker, name, folder.name, stage="tune", params=recipe.to_dict()) as parent,
+        reporter.bar("tune", total=len(drawn), unit="trials") as bar,
+    ):
+        tuner = ray.tune.Tuner(
+            _trial,
+            param_space={
+                "recipe": recipe,
+                "blocks": blocks,
+                "folder": folder.uri,
+                "trial": ray.tune.grid_search(drawn),
+            },
+            tune_config=ray.tune.TuneConfig(
+                metric=SCORE,
+                mode="max",
+                max_concurrent_trials=concurrent,
+                scheduler=ASHAScheduler(
+                    time_attr="epoch",
+                    max_t=section.epochs,
+                    grace_period=min(section.grace_epochs, section.epochs),
+                    reduction_factor=section.reduction_factor,
+                ),
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']['number']:04d}",
+            ),
+            run_config=ray.tune.RunConfig(
+                name="search",
+                storage_path=str(folder.local("ray")),
+                callbacks=[_Watch(tracker, parent, folder.name, bar)],
+                verbose=1 if reporter.verbose else 0,
+                progress_reporter=None,
+            ),
+        )
+        tuner.fit()
+        values = _collect(recipe, folder, drawn)
+        tracker.log_artifact_file(parent, folder.local(BEST))
+    folder.commit(values)
+    return values
+
+
+def _fitting_trials(recipe: Recipe) -> int:
+    """Trials at a time that the cluster has room for: a driver, the workers and a data task
+    each."""
+    each = 2 + recipe.train.workers
+    room = int(slots("CPU") // each)
+    if room < 1:
+        raise UserError(f"a trial needs {each} CPUs, the cluster has {slots('CPU'):.0f}")
+    return min(recipe.tune.concurrent, room)
+
+
+def _collect(recipe: Recipe, folder: Folder, drawn: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every trial's scores from its own folder, and the best recipe as a file."""
+    trials: list[dict[str, Any]] = []
+    for trial in drawn:
+        scores = _history(folder.local(f"trial-{trial['number']:04d}") / METRICS)
+        best = max(scores, key=lambda row: row[SCORE]) if scores else {}
+        trials.append({**trial, "epochs": len(scores), "best": _scores(best)})
+    scored = [trial for trial in trials if trial["best"]]
+    if not scored:
+        raise UserError(f"no trial came to a score; see {folder.uri}")
+    winner = max(scored, key=lambda trial: float(trial["best"][SCORE]))
+    with folder.write(BEST) as file:
+        file.write(dump_recipe(apply(recipe, winner["params"])).encode())
+    return {"best": winner, "trials": trials, "recipe": f"{folder.uri}/{BEST}"}
+
+
+def _history(metrics: Path) -> list[dict[str, float]]:
+    return [json.loads(path.read_text()) for path in sorted(metrics.glob("validation-*.json"))]
+
+
+if __name__ == "__main__":
+    stage_script("tune")

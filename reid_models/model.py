@@ -1,0 +1,95 @@
+"""The contract of every re-identification network, and the checks they share.
+
+Shapes: B batch, H W image height and width in pixels, D embedding dim.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from reid_models.output import LossTerm, ReidOutput
+
+
+class ReidModel(nn.Module, ABC):
+    """Base class: checks the input once, then hands it to the network's `extract`.
+
+    In training mode the output carries the logits and the metric features of every head named by
+    `loss_layout`; in eval mode the heads are not computed.
+    """
+
+    embedding_dim: int
+    """D of `ReidOutput.embedding`."""
+
+    loss_layout: tuple[LossTerm, ...]
+    """Which head gets which loss with which weight."""
+
+    def __init__(self, num_classes: int, *, image_size: tuple[int, int], camera_count: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if camera_count < 0:
+            raise ValueError(f"camera_count must be at least 0, got {camera_count}")
+        if len(image_size) != 2 or min(image_size) < 1:
+            raise ValueError(f"image_size must be (height, width) in pixels, got {image_size}")
+        self.num_classes = num_classes
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.camera_count = camera_count
+
+    @abstractmethod
+    def extract(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> ReidOutput:
+        """The network itself, on checked input."""
+
+    @abstractmethod
+    def load_branch_weights(self, default: Literal["timm"] | None) -> None:
+        """Fill each branch from its own weights option, or from `default` where that is None."""
+
+    def forward(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> ReidOutput:
+        """Features of a batch of images.
+
+        Args:
+            images_BCHW: [B, 3, H, W] float, normalised, with (H, W) equal to `image_size`.
+            cameras_B: [B] int64, index of the training camera (0 .. camera_count - 1) that took
+                each image, -1 where it is unknown; None means unknown for all. Models without
+                camera information (camera_count 0 or 1) ignore it.
+
+        Raises:
+            ValueError: wrong image shape or type, or a camera index outside -1 .. camera_count-1.
+                The camera index is read only on the CPU, so that a GPU is never waited for; there
+                an index that is too large fails in the table lookup itself.
+        """
+        self._check_images(images_BCHW)
+        if self.camera_count < 2:
+            cameras_B = None
+        if cameras_B is not None:
+            self._check_cameras(cameras_B, len(images_BCHW))
+        return self.extract(images_BCHW, cameras_B)
+
+    def _check_images(self, images_BCHW: Tensor) -> None:
+        height, width = self.image_size
+        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != (3, height, width):
+            raise ValueError(
+                f"this model takes images of shape [B, 3, {height}, {width}], "
+                f"got {list(images_BCHW.shape)}: resize them, or build the model with another "
+                "image_size"
+            )
+        if not images_BCHW.is_floating_point():
+            raise ValueError(
+                f"images must be normalised floating point values, got {images_BCHW.dtype}"
+            )
+
+    def _check_cameras(self, cameras_B: Tensor, batch: int) -> None:
+        if cameras_B.dtype != torch.int64 or cameras_B.shape != (batch,):
+            raise ValueError(
+                f"cameras must be int64 of shape [{batch}], "
+                f"got {cameras_B.dtype} of shape {list(cameras_B.shape)}"
+            )
+        if cameras_B.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
+            return
+        low, high = int(cameras_B.min()), int(cameras_B.max())
+        if low < -1 or high >= self.camera_count:
+            raise ValueError(
+                f"camera indices must lie in 0..{self.camera_count - 1}, or be -1 for an unknown "
+                f"camera; got {low}..{high}"
+            )

@@ -1,0 +1,69 @@
+"""Recipes: what is refused and how, and that a written recipe reads back the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.errors import UserError
+from pipelines.recipe_file import check_recipe, dump_recipe, list_recipes, load_recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipe_is_valid_and_reads_back(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.recipe == name
+    assert check_recipe(yaml.safe_load(dump_recipe(recipe)), "copy") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epochz=3", "unknown key 'train.epochz' (did you mean 'epochs'?)"),
+        ("trian.epochs=3", "unknown key 'trian' (did you mean 'train'?)"),
+        ("model.htm_dept=2", "unknown key 'model.htm_dept' (did you mean 'htm_depth'?)"),
+        ("model.name=fusion", "did you mean 'fusion_reid'?"),
+        ("model.cnn=resnet5000", "resnet5000"),
+        ("train.epochs=many", "train.epochs='many'"),
+        ("train.epochs=0", "train.epochs=0"),
+        ("augment.flip=1.5", "augment.flip=1.5"),
+        ("train=3", "train is a section"),
+        ("train.epochs", "is not an override"),
+        ("model.fusion_dim=100", "fusion_heads=12, got 100"),
+    ],
+)
+def test_wrong_override_is_named(override: str, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe("demo", [override])
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_identities_must_divide_among_workers() -> None:
+    with pytest.raises(UserError, match="batch.identities=9 is not a multiple of train.workers=2"):
+        load_recipe("demo", ["batch.identities=9", "train.workers=2"])
+
+
+def test_overrides_win_over_the_datasets_own_and_those_over_the_recipe() -> None:
+    assert load_recipe("fusion_reid").batch.images == 16
+    assert load_recipe("fusion_reid", ["dataset=pku_reid"]).batch.images == 8
+    assert load_recipe("fusion_reid", ["dataset=pku_reid", "batch.images=4"]).batch.images == 4
+
+
+def test_exponent_without_a_dot_is_a_number() -> None:
+    assert load_recipe("demo", ["optim.lr=1e-3"]).optim.lr == 0.001
+
+
+def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
+    for text in ("- a\n", "recipe: [\n"):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        with pytest.raises(UserError, match="mine.yaml"):
+            load_recipe(str(path))
+    with pytest.raises(UserError, match="no such recipe file"):
+        load_recipe(str(tmp_path / "other.yaml"))
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'fusion_reid'"):
+        load_recipe("fusionreid")
