@@ -92,10 +92,30 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
         _fail(error.format_message())
     except UserError as error:
         _fail(str(error))
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        _fail(str(mistake))
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("reid: interrupted; the same command goes on from what is committed\n")
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """The user's mistake behind an error that came back from a worker process."""
+    if isinstance(error, UserError):
+        return error
+    behind = [error.__cause__, error.__context__, getattr(error, "cause", None)]
+    behind += getattr(error, "worker_failures", {}).values()
+    behind += [getattr(error, "controller_failure", None), getattr(error, "_base_exc", None)]
+    for inner in behind:
+        if isinstance(inner, BaseException) and inner is not error:
+            found = find_user_error(inner)
+            if found is not None:
+                return found
+    return None
 
 
 def _fail(message: str) -> None:

@@ -1,7 +1,7 @@
 """The batch plan as a Ray Data dataset that Ray Train deals to its workers.
 
 Every block belongs to one rank and holds whole per-rank batches of consecutive steps; blocks
-alternate between the ranks, have equal row counts and keep their order, so
+alternate between the ranks, have equal row counts (but for the last round) and keep their order, so
 `streaming_split(equal=True)`, which Ray Train uses, gives rank r the blocks r, r + world, r + 2
 world, ... The training loop checks `step` in what arrives.
 
@@ -42,9 +42,7 @@ class Feed:
     def dataset(self, first_step: int) -> "ray.data.Dataset":
         """Batches of the steps first_step, ..., total_steps - 1; every row has `step` and
         `position`."""
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        chunk = self._steps_per_block(first_step)
+        chunk = self._steps_per_block()
         starts = list(range(first_step, self.total_steps, chunk))
         needed = sorted(set(self.plan.index.shard_I.tolist()))
         shards = dict(
@@ -64,17 +62,16 @@ class Feed:
         count = len(starts) * world
         if count == 0:
             return ray.data.from_items([])
-        return ray.data.range(count, override_num_blocks=count).map_batches(
+        dataset = ray.data.range(count, override_num_blocks=count).map_batches(
             batches, batch_size=None, num_cpus=1, zero_copy_batch=True
         )
+        dataset.context.execution_options = in_order()
+        return dataset
 
-    def _steps_per_block(self, first_step: int) -> int:
+    def _steps_per_block(self) -> int:
         height, width = self.reader.size
         step_bytes = self.rank_rows() * height * width * 3
-        chunk = max(1, min(STEPS_PER_BLOCK, BLOCK_BYTES // step_bytes))
-        # Equal row counts need blocks of equal length: the largest divisor up to the chunk.
-        steps = max(1, self.total_steps - first_step)
-        return max(size for size in range(1, chunk + 1) if steps % size == 0)
+        return max(1, min(STEPS_PER_BLOCK, BLOCK_BYTES // step_bytes))
 
     def _produce(self, step: int, rank: int, tables: dict[int, pa.Table]) -> dict[str, np.ndarray]:
         rows = self.plan.rows(step).of_rank(rank, self.world)
@@ -85,6 +82,11 @@ class Feed:
             camera = tables[shard]["camera"].take(pa.array(rows.row_B[here]))
             cameras[here] = self.blocks.camera_index(camera)
         return {**columns, "camera": cameras}
+
+
+def in_order() -> "ray.data.ExecutionOptions":
+    """Execution options under which blocks keep their order; Ray Train has to be given them too."""
+    return ray.data.ExecutionOptions(preserve_order=True)
 
 
 @ray.remote(num_cpus=1)

@@ -14,11 +14,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 SMALLEST_SIDE = 8
 LARGEST_PIXELS = 100_000_000
@@ -26,6 +23,7 @@ EIGHT_BIT = {"RGB", "L"}
 CONVERTED = {"1", "P", "LA", "PA", "RGBA", "RGBX", "La", "RGBa"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 Interpolation = Literal["bilinear", "bicubic"]
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class ImageError(ValueError):
@@ -94,18 +92,17 @@ def _as_png(image: Image.Image) -> bytes:
 
 def decode(
     data: bytes | pa.Buffer, size: tuple[int, int], interpolation: Interpolation
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     """Pixels of an image that passed `intake`: uint8 [H, W, 3], resized with anti-aliasing.
 
     Raises `ImageError` if the bytes are no longer a picture.
     """
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    height, width = size
     try:
-        pixels_CHW = decode_image(encoded, mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise ImageError(f"cannot be decoded: {str(error).splitlines()[0]}") from error
-    if tuple(pixels_CHW.shape[1:]) != tuple(size):
-        pixels_1CHW = pixels_CHW[None].contiguous(memory_format=torch.channels_last)
-        mode = InterpolationMode(interpolation)
-        pixels_CHW = resize(pixels_1CHW, list(size), interpolation=mode, antialias=True)[0]
-    return pixels_CHW.permute(1, 2, 0).contiguous().numpy()
+        with Image.open(BytesIO(data)) as image:
+            pixels = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
+    if pixels.size != (width, height):
+        pixels = pixels.resize((width, height), FILTERS[interpolation])
+    return np.asarray(pixels)

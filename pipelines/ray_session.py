@@ -3,9 +3,12 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker
 
 LOCAL_SLOTS = 8
 
@@ -27,13 +30,16 @@ def ray_session(*, verbose: bool = False, dashboard: bool = False) -> Iterator[N
     if address:
         ray.init(address=address, log_to_driver=verbose, logging_level=level)
     else:
-        ray.init(
-            address="local",
-            num_cpus=max(LOCAL_SLOTS, os.cpu_count() or 1),
-            include_dashboard=dashboard,
-            log_to_driver=verbose,
-            logging_level=level,
-        )
+        if not verbose:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with nullcontext() if verbose else _silent_stderr():
+            ray.init(
+                address="local",
+                num_cpus=max(LOCAL_SLOTS, os.cpu_count() or 1),
+                include_dashboard=dashboard,
+                log_to_driver=verbose,
+                logging_level=level,
+            )
     quiet_ray(verbose=verbose)
     try:
         yield
@@ -50,6 +56,27 @@ def quiet_ray(*, verbose: bool) -> None:
     context.print_on_execution_start = verbose
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    if not verbose:
+        # Ray prints its raylet's notices to stdout whatever `log_to_driver` says; stdout is for the
+        # answer.
+        worker.print_to_stdstream = _to_log
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what Ray's native code writes while it starts; failures still come as exceptions."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: object = None) -> None:
+    logging.getLogger("ray").warning("%s: %s", data.get("pid"), "\n".join(data.get("lines", [])))
 
 
 def slots(kind: str = "CPU") -> float:

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic.functional_validators import BeforeValidator
 
-import reid_models
-
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = tuple[Positive, Positive]
@@ -238,6 +236,8 @@ class ModelSection(Section):
 @lru_cache
 def model_section(name: str) -> type[ModelSection]:
     """The section of one system: the fields of its options dataclass, checked by that class."""
+    import reid_models
+
     options = reid_models.model_options(name)
     hints = get_type_hints(options)
     columns: dict[str, Any] = {
@@ -260,6 +260,8 @@ def model_section(name: str) -> type[ModelSection]:
 def _model_of_name(value: object) -> object:
     if isinstance(value, ModelSection) or not isinstance(value, dict):
         return value
+    import reid_models
+
     name = value.get("name")
     if name not in reid_models.list_models():
         raise ValueError(

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-import reid_models
 from pipelines.errors import UserError
 from pipelines.recipe import ModelSection, Recipe, Section, model_section
 
@@ -57,6 +56,8 @@ def check_recipe(plain: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _check_model(plain: Mapping[str, Any], source: str) -> ModelSection:
+    import reid_models  # torch and timm: only where a recipe is checked, not in data workers
+
     name, names = plain.get("name"), reid_models.list_models()
     if name not in names:
         raise UserError(

@@ -23,11 +23,12 @@ from ray.train.torch import TorchTrainer
 from pipelines.augment import Augmentation
 from pipelines.batches import BatchPlan, IdentityIndex, ImageReader, split_identities
 from pipelines.blocks import Blocks
+from pipelines.checkpoints import latest_checkpoint, latest_step
 from pipelines.console import Bar, Reporter
 from pipelines.embedder import CARD, WEIGHTS, ModelCard, read_card
-from pipelines.engine import ScheduleConfig, latest_checkpoint
+from pipelines.engine import ScheduleConfig, verify_checkpoint
 from pipelines.errors import UserError
-from pipelines.feed import Feed
+from pipelines.feed import Feed, in_order
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
@@ -159,9 +160,11 @@ def fit(
     checkpoints = job.run / CHECKPOINTS
 
     def dataset() -> "ray.data.Dataset":
-        newest = latest_checkpoint(checkpoints)
-        return feed.dataset(int(newest.name.removeprefix("step-")) if newest else 0)
+        return feed.dataset(latest_step(checkpoints))
 
+    newest = latest_checkpoint(checkpoints)
+    if newest is not None:
+        verify_checkpoint(newest)
     section = job.recipe.train
     trainer = TorchTrainer(
         train_loop,
@@ -177,6 +180,9 @@ def fit(
             callbacks=callbacks,
         ),
         datasets={"train": dataset},
+        dataset_config=ray.train.DataConfig(
+            execution_options=in_order(), enable_shard_locality=False
+        ),
     )
     result = trainer.fit()
     return dict(result.return_value or {})

@@ -20,6 +20,7 @@ import torch
 
 import reid_models
 from pipelines.blocks import Blocks
+from pipelines.checkpoints import latest_checkpoint
 from pipelines.embedder import ModelCard
 from pipelines.engine import (
     ErasingConfig,
@@ -27,7 +28,6 @@ from pipelines.engine import (
     StepMetrics,
     TrainState,
     build_optimizer,
-    latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,

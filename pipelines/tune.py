@@ -17,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 import tune_spaces
 from pipelines.blocks import Blocks
+from pipelines.checkpoints import latest_step
 from pipelines.console import Bar, Reporter
-from pipelines.engine import latest_checkpoint
 from pipelines.errors import UserError
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
@@ -105,8 +105,7 @@ def _trial(config: dict[str, Any]) -> None:
     for path in sorted(folder.local(METRICS).glob("validation-*.json")):
         ray.tune.report(json.loads(path.read_text()))
     job, feed = prepare(recipe, config["blocks"], folder, report=True)
-    newest = latest_checkpoint(folder.local(CHECKPOINTS))
-    if newest is None or newest.name != f"step-{job.schedule.total_steps:06d}":
+    if latest_step(folder.local(CHECKPOINTS)) < job.schedule.total_steps:
         fit(job, feed, callbacks=[TuneReportCallback()])
 
 

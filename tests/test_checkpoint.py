@@ -9,10 +9,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipelines.checkpoints import latest_checkpoint, list_checkpoints
 from pipelines.engine import (
     DivergedError,
-    latest_checkpoint,
-    list_checkpoints,
     load_checkpoint,
     load_weights,
     prune_checkpoints,

@@ -90,7 +90,7 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker.open(str(tmp_path_factory.mktemp("store")))
+    return Tracker.open(str(tmp_path_factory.mktemp("a #1 störe")))
 
 
 @dataclass
@@ -128,6 +128,11 @@ class Registrar:
 @pytest.fixture
 def register(tracker: Tracker, tmp_path: Path, request: pytest.FixtureRequest) -> Registrar:
     return Registrar(tracker, tmp_path, request.node.name)
+
+
+def local(uri: str) -> Path:
+    """The path of a file URI, as the artifacts of a SQLite store have it."""
+    return Path(urllib.request.url2pathname(uri.removeprefix("file://")))
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -199,6 +204,11 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "mlflow.db").read_text().startswith("something else")
 
 
+def test_path_that_a_uri_would_change_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"50%/mlflow\.db: a path with"):
+        Tracker.open(str(tmp_path / "50%"))
+
+
 def test_remote_store_needs_a_tracking_uri() -> None:
     with pytest.raises(UserError, match=r"memory://bucket.*MLFLOW_TRACKING_URI"):
         Tracker.open("memory://bucket")
@@ -254,7 +264,7 @@ def test_run_holds_what_was_logged(tracker: Tracker, tmp_path: Path) -> None:
     }
     assert len(notes) == 6000
     assert notes == "n" * 5997 + "..."
-    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    folder = local(run.info.artifact_uri)
     assert json.loads((folder / "params.json").read_text())["notes"] == "n" * 7000
     assert (folder / "plots" / "cmc.png").read_bytes() == b"\x89PNG"
     assert (folder / "pages" / "report.html").read_text() == "<p>"
@@ -344,7 +354,7 @@ def test_registration_goes_on_after_a_kill(register: Registrar) -> None:
     register(70.0)
     (finished,) = logged()
     assert (finished.model_id, finished.status) == (pending.model_id, "READY")
-    assert (Path(finished.artifact_location.removeprefix("file://")) / "MLmodel").exists()
+    assert (local(finished.artifact_location) / "MLmodel").exists()
     assert register.aliases() == {"challenger": 1}
 
 
@@ -476,7 +486,7 @@ def real_model(tracker: Tracker, tmp_path_factory: pytest.TempPathFactory) -> Re
     )
     number = promote(tracker, "real").version
     source = tracker.client.get_model_version("real", str(number)).source
-    stored = Path(source.removeprefix("file://"))
+    stored = local(source)
     return RealModel(
         folder=stored,
         files=[path for path in stored.rglob("*") if path.is_file()],

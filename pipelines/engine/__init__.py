@@ -1,11 +1,10 @@
 """The training engine in plain torch: inputs, schedule, optimiser, step and checkpoints."""
 
 from pipelines.engine.checkpoint import (
-    latest_checkpoint,
-    list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    verify_checkpoint,
 )
 from pipelines.engine.erasing import ErasingConfig
 from pipelines.engine.inputs import to_model_input
@@ -23,9 +22,7 @@ __all__ = [
     "StepMetrics",
     "TrainState",
     "build_optimizer",
-    "latest_checkpoint",
     "learning_rate",
-    "list_checkpoints",
     "load_checkpoint",
     "load_weights",
     "prune_checkpoints",
@@ -33,4 +30,5 @@ __all__ = [
     "save_weights",
     "to_model_input",
     "train_step",
+    "verify_checkpoint",
 ]

@@ -13,13 +13,13 @@ process writes to a root. Nothing is a pickle.
 import hashlib
 import json
 import platform
-import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from pipelines.checkpoints import CHECKPOINT, list_checkpoints
 from pipelines.engine.metrics import DivergedError
 from pipelines.engine.optimizer_state import pack_optimizer, unpack_optimizer
 from pipelines.engine.state import TrainState
@@ -38,23 +38,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
 _FORMAT = 1
-_FOLDER = re.compile(r"step-(\d{6,})")
 _STAGED = "step-*.tmp-*"
 _KEYS = {"step", "seed", "optimizer", "files", "extra"}
-
-
-def list_checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """The committed checkpoints under a folder, as (step, path), oldest first."""
-    if not root.is_dir():
-        return []
-    matches = ((_FOLDER.fullmatch(path.name), path) for path in root.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)
-
-
-def latest_checkpoint(root: Path) -> Path | None:
-    """The committed checkpoint of the highest step, if there is one."""
-    checkpoints = list_checkpoints(root)
-    return checkpoints[-1][1] if checkpoints else None
 
 
 def save_checkpoint(root: Path, state: TrainState, *, extra: dict[str, Any]) -> Path:
@@ -116,9 +101,7 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
         UserError: if a file of the checkpoint is missing, cut or changed, or if the checkpoint
             belongs to another model, optimiser or seed.
     """
-    content = _read_state(path)
-    for name, expected in content["files"].items():
-        _require_whole(path, name, expected)
+    content = verify_checkpoint(path)
     if content["seed"] != state.seed:
         raise UserError(
             f"{path}: saved with seed {content['seed']}, not {state.seed}; "
@@ -137,6 +120,15 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
     state.step = content["step"]
     extra: dict[str, Any] = content["extra"]
     return extra
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of `state.json`, if every file is as it was written; else a `UserError` names
+    one."""
+    content = _read_state(path)
+    for name, expected in content["files"].items():
+        _require_whole(path, name, expected)
+    return content
 
 
 def prune_checkpoints(root: Path, keep: int = 2) -> None:
@@ -197,7 +189,7 @@ def _require_whole(path: Path, name: str, expected: dict[str, Any]) -> None:
 
 
 def _refuse(path: Path, file: Path, reason: str) -> NoReturn:
-    match = _FOLDER.fullmatch(path.name)
+    match = CHECKPOINT.fullmatch(path.name)
     step = int(match[1]) if match else 0
     earlier = [number for number, _ in list_checkpoints(path.parent) if number < step]
     start = f"step {earlier[-1]}" if earlier else "the start"

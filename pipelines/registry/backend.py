@@ -65,8 +65,9 @@ class Backend:
         database = None
         if uri.startswith(SQLITE):
             database = Path(uri.removeprefix(SQLITE)).absolute()
-            if "?" in str(database):
-                raise UserError(f"{database}: a database path must not contain '?'")
+            if "?" in str(database) or "%" in str(database):
+                # Releases of SQLAlchemy differ in whether they decode the path of a URI.
+                raise UserError(f"{database}: a path with '?' or '%' cannot hold MLflow's database")
             uri = f"{SQLITE}{database}"
         registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or uri
         return cls(tracking_uri=uri, registry_uri=registry, database=database)
@@ -135,11 +136,16 @@ def _create_database(database: Path, artifact_location: str) -> None:
         return
     quiet_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.exc import SQLAlchemyError
 
     for leftover in database.parent.glob(f".tmp-*-{database.name}*"):
         leftover.unlink()
     temporary = database.with_name(f".tmp-{uuid4().hex}-{database.name}")
-    store = SqlAlchemyStore(f"{SQLITE}{temporary}", artifact_location)
+    try:
+        store = SqlAlchemyStore(f"{SQLITE}{temporary}", artifact_location)
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{database}: cannot be made ({reason}); choose another --store") from error
     store.engine.dispose()
     temporary.replace(database)
 

@@ -52,13 +52,7 @@ def register_model(
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r}: a model name has letters, digits, '.', '_' and '-' only")
     card = checked_card(model_card)
-    if missing := [key for key in REQUIRED_TAGS if not tags.get(key)]:
-        raise ValueError(f"tags of a model version: {missing} missing in {dict(tags)}")
-    check_weights(weights)
-    checksum = sha256_file(LocalFileSystem(), str(weights))
-    if tags.get("weights_sha256", checksum) != checksum:
-        raise ValueError(f"{weights}: SHA-256 is {checksum}, not {tags['weights_sha256']}")
-
+    checksum = _checked_sha256(weights, tags)
     registration = fingerprint(name, checksum, tags["gallery"])
     lineage = {key: str(value) for key, value in tags.items()} | {"weights_sha256": checksum}
     version_tags = lineage | {f"{METRIC}{key}": repr(float(v)) for key, v in metrics.items()}
@@ -71,20 +65,30 @@ def register_model(
     else:
         logged = _logged_model(tracker, run_id, registration, card.model)
         if logged.status != "READY":
-            files = packed_model(
+            with packed_model(
                 weights=weights,
                 recipe_yaml=recipe_yaml,
                 card=card,
                 metadata={**lineage, "metrics": dict(metrics)},
                 logged_model=logged,
-            )
-            with files as folder:
+            ) as folder:
                 tracker.client.log_model_artifacts(logged.model_id, str(folder))
             _finish(tracker, run_id, logged, metrics)
         version_tags[REGISTRATION] = registration
         version = _create_version(tracker, run_id, name, logged, version_tags)
     challenge(tracker, version)
     return int(version.version)
+
+
+def _checked_sha256(weights: Path, tags: Mapping[str, str]) -> str:
+    """Checksum of a whole weights file; an error for tags that are missing or say another one."""
+    if missing := [key for key in REQUIRED_TAGS if not tags.get(key)]:
+        raise ValueError(f"tags of a model version: {missing} missing in {dict(tags)}")
+    check_weights(weights)
+    checksum = sha256_file(LocalFileSystem(), str(weights))
+    if tags.get("weights_sha256", checksum) != checksum:
+        raise ValueError(f"{weights}: SHA-256 is {checksum}, not {tags['weights_sha256']}")
+    return checksum
 
 
 def _logged_model(

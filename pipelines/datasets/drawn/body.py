@@ -1,7 +1,7 @@
 """The walking body: joints in space, and how a camera sees them.
 
-Body axes: x to the person's left, y up from the ground, z forward; lengths in body heights. The gait
-is a sine of the phase for thighs and arms, with knees and elbows that bend on the way forward.
+Body axes: x to the person's left, y up from the ground, z forward; lengths in body heights. In the
+gait thighs and arms swing as a sine of the phase, and knees and elbows bend on the way forward.
 """
 
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ def camera(seed: int, number: int) -> Camera:
         saturation=0.70 + 0.4 * rest[1],
         gamma=0.80 + 0.45 * rest[2],
         contrast=0.80 + 0.3 * rest[3],
-        blur=0.2 + 0.9 * rest[4],
+        blur=0.2 + 0.6 * rest[4],
         noise=2.0 + 5.0 * rest[5],
         light=0.5 * (rest[6] - 0.5),
     )
@@ -55,9 +55,10 @@ def camera(seed: int, number: int) -> Camera:
 
 def expose(picture: Image.Image, by: Camera, random: np.random.Generator) -> np.ndarray:
     """What the camera makes of a scene: uint8 [height, width, 3]."""
-    exposure = float(np.exp(random.normal(0.0, 0.12)))
+    exposure, *balance = np.exp(random.normal(0.0, (0.12, 0.04, 0.04, 0.04))).tolist()
+    gains = [gain * exposure * shift for gain, shift in zip(by.gain, balance, strict=True)]
     picture = picture.convert("RGB", _saturate(by.saturation))
-    picture = picture.point([level for gain in by.gain for level in _curve(by, gain * exposure)])
+    picture = picture.point([level for gain in gains for level in _curve(by, gain)])
     picture = picture.filter(ImageFilter.GaussianBlur(by.blur * float(random.uniform(0.7, 1.4))))
     pixels = np.asarray(picture, np.float32)
     height, width = pixels.shape[:2]

@@ -5,17 +5,17 @@ from math import pi, sin
 from PIL import Image, ImageDraw
 
 from pipelines.datasets.drawn.body import Pixel, View
-from pipelines.datasets.drawn.person import Person
-
-STRIPE_ANGLE = pi / 5
-HOOP = 0.062
-"""Height of a hoop and its gap together, in body heights."""
+from pipelines.datasets.drawn.person import Colour
 
 
 def paint_cloth(
-    canvas: Image.Image, person: Person, view: View, outline: list[tuple[Pixel, float]]
+    canvas: Image.Image,
+    view: View,
+    outline: list[tuple[Pixel, float]],
+    colours: tuple[Colour, Colour],
+    pattern: str,
 ) -> None:
-    """Paint a top whose `outline` lists (centre, half width) in pixels from neck to hem."""
+    """Paint a garment whose `outline` lists (centre, half width) in pixels from top to hem."""
     left = min(x - half for (x, _), half in outline)
     right = max(x + half for (x, _), half in outline)
     top, bottom = outline[0][0][1], outline[-1][0][1]
@@ -27,9 +27,9 @@ def paint_cloth(
     sides += [(x + half - x0, y - y0) for (x, y), half in reversed(outline)]
     ImageDraw.Draw(mask).polygon(sides, fill=255)
 
-    texture = Image.new("RGB", size, person.top)
-    cloth = _Cloth(texture, person, view, outline[0][0][0] - x0, 0.5 * (right - left))
-    PAINTERS[person.pattern](cloth)
+    texture = Image.new("RGB", size, colours[0])
+    cloth = _Cloth(texture, colours[1], view, outline[0][0][0] - x0, 0.5 * (right - left))
+    PAINTERS[pattern](cloth)
     canvas.paste(texture, (x0, y0), mask)
 
 
@@ -37,11 +37,11 @@ class _Cloth:
     """A texture that is being painted: `x` is the middle of the trunk, `half` half its width."""
 
     def __init__(
-        self, texture: Image.Image, person: Person, view: View, x: float, half: float
+        self, texture: Image.Image, colour: Colour, view: View, x: float, half: float
     ) -> None:
         self.draw = ImageDraw.Draw(texture)
         self.width, self.height = texture.size
-        self.colour = person.second
+        self.colour = colour
         self.yaw = view.yaw
         self.unit = view.scale
         self.x = x
@@ -62,24 +62,50 @@ class _Cloth:
     def plain(self) -> None:
         """One colour."""
 
-    def hoops(self) -> None:
-        """Rings around the trunk."""
-        step = HOOP * self.unit
-        for number in range(1, int(self.height / step) + 1):
-            self.rows(number * step, (number + 0.5) * step)
+    def hoops(self, step: float = 0.085) -> None:
+        """Rings around the trunk; `step` is a ring and its gap in body heights."""
+        step *= self.unit
+        for number in range(int(self.height / step) + 1):
+            self.rows((number + 0.5) * step, (number + 1) * step)
 
-    def stripes(self) -> None:
-        """Lines from collar to hem."""
-        for number in range(int(2 * pi / STRIPE_ANGLE)):
-            self.panel(number * STRIPE_ANGLE, 0.27 * STRIPE_ANGLE, 0, self.height)
+    def fine_hoops(self) -> None:
+        """Narrow rings."""
+        self.hoops(0.048)
+
+    def stripes(self, count: int = 8) -> None:
+        """Lines from collar to hem; `count` of them around the trunk."""
+        step = 2 * pi / count
+        for number in range(count):
+            self.panel(number * step, 0.25 * step, 0, self.height)
+
+    def fine_stripes(self) -> None:
+        """Narrow lines."""
+        self.stripes(14)
 
     def checks(self) -> None:
         """Rings and lines."""
-        step = 1.6 * HOOP * self.unit
-        for number in range(1, int(self.height / step) + 1):
-            self.rows(number * step, (number + 0.3) * step)
-        for number in range(int(pi / STRIPE_ANGLE)):
-            self.panel(2 * number * STRIPE_ANGLE, 0.27 * STRIPE_ANGLE, 0, self.height)
+        step = 0.11 * self.unit
+        for number in range(int(self.height / step) + 1):
+            self.rows((number + 0.35) * step, (number + 0.65) * step)
+        for number in range(7):
+            self.panel(number * 2 * pi / 7, 0.13, 0, self.height)
+
+    def diagonals(self) -> None:
+        """Slanted lines."""
+        step = 0.10 * self.unit
+        width = int(0.45 * step)
+        for number in range(int((self.height + self.width) / step) + 1):
+            end = number * step
+            self.draw.line((0, end, self.width, end - self.width), fill=self.colour, width=width)
+
+    def dots(self) -> None:
+        """Large dots in rows."""
+        step, radius = 0.075 * self.unit, 0.022 * self.unit
+        for row in range(int(self.height / step) + 1):
+            y = (row + 0.5) * step
+            for column in range(-3, 4):
+                x = self.x + (column + 0.5 * (row % 2)) * step
+                self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), self.colour)
 
     def halves(self) -> None:
         """The lower half in the second colour."""
@@ -93,19 +119,17 @@ class _Cloth:
         """A shirt of the second colour under an open front."""
         self.panel(0.0, 0.42, 0, self.height)
 
-    def print(self) -> None:
-        """A picture on chest and back."""
-        for azimuth in (0.0, pi):
-            self.panel(azimuth, 0.62, 0.08 * self.unit, 0.22 * self.unit)
-
 
 PAINTERS = {
     "plain": _Cloth.plain,
     "hoops": _Cloth.hoops,
+    "fine_hoops": _Cloth.fine_hoops,
     "stripes": _Cloth.stripes,
+    "fine_stripes": _Cloth.fine_stripes,
     "checks": _Cloth.checks,
+    "diagonals": _Cloth.diagonals,
+    "dots": _Cloth.dots,
     "halves": _Cloth.halves,
     "band": _Cloth.band,
     "open_jacket": _Cloth.open_jacket,
-    "print": _Cloth.print,
 }

@@ -21,7 +21,7 @@ class DrawnConfig:
     cameras: int = 4
     """Cameras; every identity is seen by each. Two at least: with one, no query has an answer."""
     images_per_camera: int = 4
-    """Images of an identity under a camera; of a test identity the first is the query. At least 2."""
+    """Images of an identity under a camera, 2 at least; a test identity's first is the query."""
     distractors: int = 0
     """Gallery images named 0000: people nobody asks for, and background."""
     junk: int = 0

@@ -1,5 +1,7 @@
 """A person in a pose, painted limb by limb from far to near."""
 
+from collections.abc import Callable
+from functools import partial
 from math import cos, sin
 
 from PIL import Image, ImageDraw
@@ -31,11 +33,11 @@ def paint_figure(canvas: Image.Image, person: Person, view: View, phase: float) 
     """
     painter = _Painter(canvas, person, view, phase)
     painter.shadow()
-    parts = [(0.0, painter.trunk), (0.004, painter.head)]
+    parts: list[tuple[float, Callable[[], None]]] = [(0.0, painter.trunk), (0.004, painter.head)]
     for number, (leg, arm) in enumerate(zip(painter.body.legs, painter.body.arms, strict=True)):
         near = view.depth(arm.root)
-        parts.append((-0.02 + 0.1 * view.depth(leg.root), lambda n=number: painter.leg(n)))
-        parts.append((near, lambda n=number: painter.arm(n)))
+        parts.append((-0.02 + 0.1 * view.depth(leg.root), partial(painter.leg, number)))
+        parts.append((near, partial(painter.arm, number)))
         if number == 0 and person.bag in ("handbag", "shoulder_bag"):
             parts.append((near + 0.001, painter.hand_held))
     if person.bag == "backpack":
@@ -76,13 +78,32 @@ class _Painter:
         below = _shaded(person.skin, shade) if bare else cloth
         low = thin if bare else thin * wide * 1.1
         self._bone(limb.middle, limb.end, below, 0.036 * person.build * wide, low)
-        self._bone(limb.root, limb.middle, cloth, thick, 0.042 * person.build * wide)
-        if person.side_stripe and not bare and self._shade(limb) == 1.0:
-            stripe = _shaded(person.second, shade)
-            self._bone(limb.root, limb.middle, stripe, 0.012, 0.012)
-            self._bone(limb.middle, limb.end, stripe, 0.012, 0.012)
+        above = below if person.lower_cut == "skirt" else cloth
+        self._bone(limb.root, limb.middle, above, thick, 0.042 * person.build * wide)
+        if person.lower_cut != "skirt":
+            self._leg_pattern(limb, _shaded(person.lower_second, shade), bare)
         heel = (limb.end[0], limb.end[1] - 0.01, limb.end[2] - 0.02)
         self._bone(heel, limb.tip, _shaded(person.shoes, shade), 0.026, 0.020)
+
+    def _leg_pattern(self, limb: Limb, colour: Colour, bare: bool) -> None:
+        """What the trousers or shorts have in their second colour."""
+        person = self.person
+        wide = (1.35 if person.lower_cut == "wide_trousers" else 1.0) * person.build
+        if person.lower_pattern == "side_stripe":
+            self._bone(limb.root, limb.middle, colour, 0.016, 0.016)
+            if not bare:
+                self._bone(limb.middle, limb.end, colour, 0.016, 0.014)
+        elif person.lower_pattern == "two_tone" and not bare:
+            self._bone(limb.middle, limb.end, colour, 0.038 * wide, 0.035 * wide)
+        elif person.lower_pattern == "hoops":
+            bones = [(limb.root, limb.middle, 0.050, 0.042)]
+            if not bare:
+                bones.append((limb.middle, limb.end, 0.037, 0.033 * wide / person.build))
+            for start, end, thick, thin in bones:
+                for share in (0.30, 0.75):
+                    ring = thick + share * (thin - thick)
+                    low, high = _between(start, end, share), _between(start, end, share + 0.2)
+                    self._ring(low, high, colour, ring * wide)
 
     def arm(self, number: int) -> None:
         """The arm, and the share of it that the sleeve covers."""
@@ -104,7 +125,10 @@ class _Painter:
         person, view = self.person, self.view
         self._neck()
         if person.lower_cut == "skirt":
-            self._cloth([(0.58, person.hip), (0.28, person.hip * 1.55)], person.lower)
+            pattern = "hoops" if person.lower_pattern == "hoops" else "plain"
+            outline = [(0.58, person.hip), (0.28, person.hip * 1.55)]
+            colours = (person.lower, person.lower_second)
+            paint_cloth(self.canvas, view, self._outline(outline), colours, pattern)
         else:
             low = person.hip_height - 0.045
             self._cloth([(0.58, person.hip), (low, person.hip * 0.95)], person.lower)
@@ -116,7 +140,8 @@ class _Painter:
             (0.62, 0.5 * (person.shoulder + person.hip) * 0.98),
             (person.hem, person.hip * 1.08 * flare),
         ]
-        paint_cloth(self.canvas, person, view, self._outline(outline))
+        colours = (person.top, person.second)
+        paint_cloth(self.canvas, view, self._outline(outline), colours, person.pattern)
         if person.bag == "backpack" and cos(view.yaw) > 0.25:
             for side in (-0.55, 0.55):
                 strap = (side * person.shoulder, SHOULDER_HEIGHT, 0.05)
@@ -210,6 +235,11 @@ class _Painter:
         )
         self.draw.ellipse((ax - a, ay - a, ax + a, ay + a), fill=colour)
         self.draw.ellipse((bx - b, by - b, bx + b, by + b), fill=colour)
+
+    def _ring(self, start: Point, end: Point, colour: Colour, radius: float) -> None:
+        """A piece of a limb with straight ends."""
+        width = max(1, round(2 * self.view.scale * radius))
+        self.draw.line([self.view.pixel(start), self.view.pixel(end)], fill=colour, width=width)
 
     def _ball(self, centre: Point, radius: float, colour: Colour, tall: float = 1.0) -> None:
         x, y = self.view.pixel(centre)

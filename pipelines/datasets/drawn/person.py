@@ -16,7 +16,9 @@ from pipelines.datasets.drawn.streams import Subject, stream
 T = TypeVar("T")
 Colour: TypeAlias = tuple[int, int, int]
 
-FAMILY_SIZE = 4
+FAMILY_SIZE = 6
+CONTRAST = 150
+"""Least difference of two cloths' summed channels that makes a pattern readable."""
 CLOTH: tuple[Colour, ...] = (
     (226, 224, 218),
     (34, 34, 40),
@@ -36,7 +38,20 @@ LOWER_CLOTH: tuple[Colour, ...] = (
 )
 HAIR: tuple[Colour, ...] = ((28, 24, 22), (84, 56, 36), (176, 140, 84), (150, 150, 150))
 SKIN: tuple[Colour, ...] = ((236, 196, 166), (204, 158, 122), (150, 106, 76), (104, 72, 54))
-PATTERNS = ("plain", "hoops", "stripes", "checks", "halves", "band", "open_jacket", "print")
+PATTERNS = (
+    "plain",
+    "hoops",
+    "fine_hoops",
+    "stripes",
+    "fine_stripes",
+    "checks",
+    "diagonals",
+    "dots",
+    "halves",
+    "band",
+    "open_jacket",
+)
+LOWER_PATTERNS = ("plain", "hoops", "two_tone", "side_stripe")
 SLEEVES = (0.0, 0.55, 1.0)
 HEMS = (0.50, 0.46, 0.30)
 LOWER = ("trousers", "shorts", "skirt", "wide_trousers")
@@ -75,7 +90,8 @@ class Person:
     """Height at which the top ends."""
     lower: Colour
     lower_cut: str
-    side_stripe: bool
+    lower_second: Colour
+    lower_pattern: str
     shoes: Colour
     bag: str
     bag_colour: Colour
@@ -86,9 +102,9 @@ def person(seed: int, subject: Subject, number: int) -> Person:
     """The person with this number; a pure function of its arguments."""
     family = stream(seed, Subject.FAMILY, subject, number // FAMILY_SIZE)
     own = stream(seed, subject, number)
-    top, shift = (int(n) for n in family.integers((len(CLOTH), len(CLOTH) - 1)))
+    top = _pick(CLOTH, family)
+    lower = _pick(LOWER_CLOTH, family)
     body = own.random(7).tolist()
-    pattern = int(own.integers(len(PATTERNS)))
     return Person(
         stature=0.90 + 0.16 * body[0],
         build=0.88 + 0.44 * body[1],
@@ -100,19 +116,25 @@ def person(seed: int, subject: Subject, number: int) -> Person:
         skin=_pick(SKIN, family),
         hair=_pick(HAIR, family),
         hair_style=_pick(HAIR_STYLES, own),
-        top=CLOTH[top],
-        second=CLOTH[(top + 1 + shift) % len(CLOTH)],
-        pattern=PATTERNS[pattern],
+        top=top,
+        second=_pick(_unlike(top), family),
+        pattern=_pick(PATTERNS, own),
         sleeve=_pick(SLEEVES, own),
         second_sleeves=bool(own.random() < 0.3),
         hem=_pick(HEMS, own),
-        lower=_pick(LOWER_CLOTH, family),
+        lower=lower,
+        lower_second=_pick(_unlike(lower), family),
         lower_cut=_pick(LOWER, own),
-        side_stripe=bool(own.random() < 0.25),
+        lower_pattern=_pick(LOWER_PATTERNS, own),
         shoes=_pick(((36, 34, 34), (222, 222, 218), (120, 78, 50)), own),
         bag=_pick(BAGS, own),
         bag_colour=_pick(CLOTH, family),
     )
+
+
+def _unlike(colour: Colour) -> tuple[Colour, ...]:
+    """The cloths that are clearly lighter or darker than a colour."""
+    return tuple(cloth for cloth in CLOTH if abs(sum(cloth) - sum(colour)) > CONTRAST)
 
 
 def _pick(choices: tuple[T, ...], random: np.random.Generator) -> T:

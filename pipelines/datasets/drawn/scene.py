@@ -1,7 +1,7 @@
 """What is behind and before the people.
 
-Each camera has a panorama, several pictures wide, of ground, wall and upright things; a picture is a
-window of it at a random place. The panorama is drawn once for a process and kept.
+Each camera has a panorama, several pictures wide, of ground, walls and upright things; a picture is
+a window of it at a random place. A process draws a panorama once and keeps it.
 """
 
 from functools import lru_cache

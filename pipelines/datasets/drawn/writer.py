@@ -110,17 +110,17 @@ def _place(
     seen_by = camera_of(config.seed, camera)
     drawn = person(config.seed, *who)
     width, height = picture.size
-    turn, zoom, shift, drop = random.normal(0.0, (0.35, 0.05, 0.03, 0.015))
+    turn, zoom, shift, drop = random.normal(0.0, (0.35, 0.05, 0.03, 0.015)).tolist()
     back = pi if random.random() < 0.3 else 0.0
     phase = float(random.uniform(0.0, 2 * pi))
     if badly:
-        zoom, shift = zoom + 0.5, shift + 0.45 * np.sign(shift)
-    scale = BODY_SHARE * height * drawn.stature * (1.0 + float(zoom))
+        zoom, shift = zoom + 0.5, shift + (0.45 if shift > 0 else -0.45)
+    scale = BODY_SHARE * height * drawn.stature * (1.0 + zoom)
     view = View(
-        yaw=seen_by.yaw + float(turn) + back,
+        yaw=seen_by.yaw + turn + back,
         pitch=seen_by.pitch,
         scale=scale,
-        x=width * (0.5 + aside + float(shift)),
-        ground=height * (0.5 + float(drop)) + 0.5 * scale,
+        x=width * (0.5 + aside + shift),
+        ground=height * (0.5 + drop) + 0.5 * scale,
     )
     paint_figure(picture, drawn, view, phase)

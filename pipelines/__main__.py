@@ -1,0 +1,5 @@
+"""`python -m pipelines` is `reid`."""
+
+from pipelines.cli import main
+
+main()

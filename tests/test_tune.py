@@ -1,0 +1,64 @@
+"""The search: deterministic trials, real trainings, a recipe that `train` takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.recipe_file import load_recipe
+from pipelines.tune import apply, draw_trials, trial_recipe
+from tests.conftest import TINY
+
+
+def test_trials_are_a_function_of_the_recipe() -> None:
+    recipe = load_recipe("demo", ["tune.trials=5"])
+    drawn = draw_trials(recipe)
+    assert drawn == draw_trials(recipe)
+    assert drawn[0] == {}
+    assert len({json.dumps(params, sort_keys=True) for params in drawn}) == 5
+    assert drawn != draw_trials(load_recipe("demo", ["tune.trials=5", "seed=8"]))
+
+
+def test_trial_holds_identities_out_and_leaves_the_rest_as_it_was() -> None:
+    recipe = load_recipe("demo", ["tune.holdout=0.25", "tune.epochs=3"])
+    trial = trial_recipe(recipe, {"model.htm_depth": 2})
+    assert (trial.data.holdout, trial.train.epochs, trial.train.validate_epochs) == (0.25, 3, 1)
+    assert trial.model.options()["htm_depth"] == 2
+    assert apply(recipe, {}) == recipe
+
+
+def test_wrong_parameter_is_refused() -> None:
+    with pytest.raises(UserError, match="htm_depth"):
+        apply(load_recipe("demo"), {"model.htm_depth": 0})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_search_stops_weak_trials_and_writes_the_best_recipe(tmp_path: Path) -> None:
+    settings = ("tune.trials=3", "tune.epochs=2", "tune.concurrent=2", "tune.holdout=0.5")
+    command = [sys.executable, "-m", "pipelines", "tune", "demo", *TINY, *settings]
+    command += ["batch.identities=2", "--store", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert len(values["trials"]) == 3
+    assert all(1 <= trial["epochs"] <= 2 and trial["best"]["mAP"] > 0 for trial in values["trials"])
+    best = max(values["trials"], key=lambda trial: trial["best"]["mAP"])
+    assert values["best"] == best
+    recipe = load_recipe(values["recipe"])
+    for name, value in best["params"].items():
+        section, key = name.split(".")
+        assert getattr(getattr(recipe, section), key) == value
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("rayreid").experiment_id])
+    stages = [run.data.tags["rayreid.stage"] for run in runs]
+    assert sorted(stages) == ["trial", "trial", "trial", "tune"]
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert json.loads(again.stdout.splitlines()[-1]) == values
