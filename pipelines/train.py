@@ -8,6 +8,7 @@ cases.
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,8 +185,22 @@ def fit(
             execution_options=in_order(), enable_shard_locality=False
         ),
     )
-    result = trainer.fit()
+    with _ctrl_c_interrupts():
+        result = trainer.fit()
     return dict(result.return_value or {})
+
+
+@contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Ray Train installs its own SIGINT handler, which exits with status 0, and leaves it there."""
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, previous)
 
 
 def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -> dict[str, Any]:

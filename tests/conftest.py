@@ -61,10 +61,16 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder an identity with small drawn JPEGs."""
     from PIL import Image
 
-    def make(identities: int = 12, cameras: int = 2, images: int = 2, name: str = "crops") -> Path:
+    def make(
+        identities: int = 12,
+        cameras: int = 2,
+        images: int = 2,
+        name: str = "crops",
+        prefix: str = "p",
+    ) -> Path:
         root = tmp_path / name
         for identity in range(identities):
-            folder = root / f"p{identity:03d}"
+            folder = root / f"{prefix}{identity:03d}"
             folder.mkdir(parents=True)
             for camera in range(1, cameras + 1):
                 for number in range(images):

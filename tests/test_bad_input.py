@@ -107,9 +107,15 @@ def test_bad_images_stop_ingest_above_the_limit_and_lie_in_quarantine_below_it(
 
 @pytest.mark.ray
 def test_identities_with_one_image(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
-    root = image_folder(identities=20, cameras=1, images=1)
+    root = image_folder(identities=20, cameras=1, images=1, name="crops/train")
+    image_folder(identities=2, name="crops/query", prefix="t")
+    image_folder(identities=2, name="crops/gallery", prefix="t")
     done = reid(
-        "train", *folder_args(root), "evaluate.protocol=any_camera", "--store", tmp_path / "s"
+        "train",
+        *folder_args(root.parent),
+        "evaluate.protocol=any_camera",
+        "--store",
+        tmp_path / "s",
     )
     refused(done, "batch.identities=8", "data.min_images")
 

@@ -100,12 +100,14 @@ def loopback_config(hosts: LoopbackHosts, port: int, dashboard_port: int) -> dic
     for home in hosts.homes:
         (home / "rayreid").mkdir()
         (home / "rayreid" / "venv").symlink_to(sys.prefix)
-    # Of an option that is given twice, Ray takes the last.
+    # Of an option that is given twice, Ray takes the last. Other Rays may have its usual ports.
+    agent_port = free_port(hosts.addresses)
+    node = f"{NODE_SIZE} --dashboard-agent-listen-port={agent_port}"
     config["head_start_ray_commands"][-1] += (
         f" --dashboard-host={head} --dashboard-port={dashboard_port}"
-        f" --ray-client-server-port={free_port([head])} {NODE_SIZE}"
+        f" --ray-client-server-port={free_port([head])} {node}"
     )
-    config["worker_start_ray_commands"][-1] += f" --node-ip-address={worker} {NODE_SIZE}"
+    config["worker_start_ray_commands"][-1] += f" --node-ip-address={worker} {node}"
     return config
 
 
