@@ -82,6 +82,22 @@ def evaluate(similarity: np.ndarray, query: pa.Table, gallery: pa.Table) -> tupl
     return 100 * float(np.mean(precisions)), 100 * float(np.mean(firsts))
 
 
+def score_histograms(config: DrawnConfig) -> dict[str, tuple[float, float]]:
+    """mAP and rank 1 of each descriptor on the dataset drawn from `config`."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw_dataset(config, folder)
+        manifest = read_dataset("drawn", folder)
+        counted = manifest.filter(pc.not_equal(manifest["role"], "junk"))
+        query, gallery = (
+            counted.filter(pc.equal(counted["split"], split)) for split in ("query", "gallery")
+        )
+        scores = {}
+        for histogram in (whole, stripes, grey_world):
+            similarity = describe(query, histogram) @ describe(gallery, histogram).T
+            scores[histogram.__name__] = evaluate(similarity, query, gallery)
+    return scores
+
+
 def main() -> None:
     """Draw, describe, rank, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -92,18 +108,9 @@ def main() -> None:
     parser.add_argument("--distractors", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     config = DrawnConfig(**vars(parser.parse_args()))
-    with tempfile.TemporaryDirectory() as folder:
-        draw_dataset(config, folder)
-        manifest = read_dataset("drawn", folder)
-        manifest = manifest.filter(pc.not_equal(manifest["role"], "junk"))
-        query, gallery = (
-            manifest.filter(pc.equal(manifest["split"], split)) for split in ("query", "gallery")
-        )
-        print(f"{config}\n{len(query)} queries, {len(gallery)} gallery images")
-        for histogram in (whole, stripes, grey_world):
-            similarity = describe(query, histogram) @ describe(gallery, histogram).T
-            mean_ap, rank_1 = evaluate(similarity, query, gallery)
-            print(f"{histogram.__name__:<12} mAP {mean_ap:5.1f}  R1 {rank_1:5.1f}")
+    print(config)
+    for name, (mean_ap, rank_1) in score_histograms(config).items():
+        print(f"{name:<12} mAP {mean_ap:5.1f}  R1 {rank_1:5.1f}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ import time
 from typing import Any
 
 import pyarrow as pa
-from rich.table import Table
 
 from pipelines.console import Reporter
 from pipelines.gallery import Gallery, open_gallery
 from pipelines.ranked_queries import ranked_queries
 from pipelines.report import write_report
-from pipelines.retrieval import EmbeddingSet, load_embeddings
+from pipelines.retrieval import EmbeddingSet, describe_protocol, load_embeddings
 from pipelines.store import Folder
 
 TOP_K = 10
@@ -58,22 +57,17 @@ def write_page(
 def print_table(values: dict[str, Any], reporter: Reporter) -> None:
     """The short table that a run ends with."""
     metrics, model, protocol = values["metrics"], values["model"], values["protocol"]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    dropped = sum(protocol["queries_dropped"].values())
-    rows = [
-        *((name, f"{metrics[name]:.2f} %") for name in ("mAP", "R1", "R5", "mINP")),
-        (
-            "protocol",
-            f"{protocol['name']}, step AP, {protocol['queries_used']} queries, {dropped} dropped",
-        ),
-        ("gallery", f"{values['rows']} images in {values['shards']} shards"),
-        ("search", f"{values['search_ms']:.2f} ms a query"),
-        ("model", f"{model['name']} version {model['version']} ({model['alias']})"),
-        ("report", values["report"]),
-        ("gallery at", values["gallery"]),
-        ("tracking", values["tracking"]),
-        ("seconds", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())),
-    ]
-    for name, value in rows:
-        table.add_row(name, str(value))
-    reporter.console.print(table, soft_wrap=True)
+    figures = "   ".join(f"{name} {metrics[name]:.2f}" for name in ("mAP", "R1", "R5", "mINP"))
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in values["seconds"].items())
+    rows = {
+        "figures": f"{figures}   (percent)",
+        "protocol": describe_protocol(protocol),
+        "gallery": f"{values['rows']} images in {values['shards']} shards: {values['gallery']}",
+        "search": f"{values['search_ms']:.2f} ms a query, top {TOP_K}",
+        "model": f"{model['name']} version {model['version']} ({model['alias']})",
+        "report": values["report"],
+        "tracking": values["tracking"],
+        "seconds": seconds,
+    }
+    for name, value in rows.items():
+        reporter.say(f"{name:<10}{value}")

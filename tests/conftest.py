@@ -26,6 +26,7 @@ TINY = (
     "train.epochs=2",
     "train.steps_per_epoch=3",
     "train.log_steps=2",
+    "train.checkpoint_epochs=1",
     "data.rows_per_shard=16",
     "embed.rows_per_part=8",
     "gallery.shards=2",

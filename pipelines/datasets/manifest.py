@@ -123,6 +123,13 @@ def draw_splits(identity: Column, camera: Column, key: Column) -> pa.Array:
     return pc.take(pa.array(SPLITS), pa.array(split_N))
 
 
+def require_filled(column: Column, name: str, source: Path) -> None:
+    """Refuse a column with a null or an empty text."""
+    row = pc.index(pc.fill_null(pc.equal(column, ""), True), True).as_py()
+    if row >= 0:
+        raise UserError(f"{source}: row {row + 1} has no {name}; fill it in or drop the row")
+
+
 def camera_name(digits: Column) -> Column:
     """Camera numbers as text (`1`, `01`) to their names (`c1`); null stays null."""
     number = pc.cast(pc.cast(digits, pa.int32()), pa.string())
@@ -157,11 +164,7 @@ def _column(value: Value, kind: pa.DataType, length: int) -> Column:
 
 def _check_values(manifest: pa.Table, source: Path) -> None:
     for name in REQUIRED:
-        column = manifest[name]
-        empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
-        row = pc.index(empty, True).as_py()
-        if row >= 0:
-            raise UserError(f"{source}: row {row + 1} has no {name}; fill it in or drop the row")
+        require_filled(manifest[name], name, source)
     for name, allowed in (("split", SPLITS), ("role", ROLES)):
         for value in pc.unique(manifest[name]).to_pylist():
             if value not in allowed:

@@ -19,7 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from pipelines.datasets.manifest import MANIFEST_SCHEMA, build_manifest, draw_splits, join_path
+from pipelines.datasets.manifest import (
+    MANIFEST_SCHEMA,
+    build_manifest,
+    draw_splits,
+    join_path,
+    require_filled,
+)
 from pipelines.errors import UserError
 
 NEEDED = ("uri", "identity")
@@ -51,6 +57,8 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _manifest(path: Path, columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+    for name in NEEDED:
+        require_filled(columns[name], name, path)
     uri = columns.pop("uri")
     identity = columns.pop("identity")
     key = columns.pop("key", uri)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import pi
+from math import exp, pi
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipelines.datasets.drawn.streams import Subject, stream
+from pipelines.datasets.drawn.streams import Stream
 
 GREY = (0.299, 0.587, 0.114)
 GOLDEN = 2.399963
@@ -36,36 +36,32 @@ class Camera:
 @lru_cache(maxsize=256)
 def camera(seed: int, number: int) -> Camera:
     """The camera with this number. Directions spread by the golden angle, so that they differ."""
-    random = stream(seed, Subject.CAMERA, number)
-    start = float(stream(seed, Subject.CAMERA).random())
-    gain = np.exp(random.normal(0.0, 0.10, 3))
-    rest = random.random(7).tolist()
+    own = Stream(seed, "camera", number)
+    first = Stream(seed, "first direction").uniform(0.0, 2 * pi)
     return Camera(
-        yaw=(2 * pi * start + GOLDEN * number) % (2 * pi),
-        pitch=0.05 + 0.30 * rest[0],
-        gain=(float(gain[0]), float(gain[1]), float(gain[2])),
-        saturation=0.70 + 0.4 * rest[1],
-        gamma=0.80 + 0.45 * rest[2],
-        contrast=0.80 + 0.3 * rest[3],
-        blur=0.2 + 0.6 * rest[4],
-        noise=2.0 + 5.0 * rest[5],
-        light=0.5 * (rest[6] - 0.5),
+        yaw=(first + GOLDEN * number) % (2 * pi),
+        pitch=own.uniform(0.05, 0.35),
+        gain=(exp(own.normal(0.1)), exp(own.normal(0.1)), exp(own.normal(0.1))),
+        saturation=own.uniform(0.70, 1.10),
+        gamma=own.uniform(0.80, 1.25),
+        contrast=own.uniform(0.80, 1.10),
+        blur=own.uniform(0.2, 0.8),
+        noise=own.uniform(2.0, 7.0),
+        light=own.uniform(-0.25, 0.25),
     )
 
 
-def expose(picture: Image.Image, by: Camera, random: np.random.Generator) -> np.ndarray:
+def expose(picture: Image.Image, by: Camera, random: Stream) -> np.ndarray:
     """What the camera makes of a scene: uint8 [height, width, 3]."""
-    exposure, *balance = np.exp(random.normal(0.0, (0.12, 0.04, 0.04, 0.04))).tolist()
-    gains = [gain * exposure * shift for gain, shift in zip(by.gain, balance, strict=True)]
+    exposure = exp(random.normal(0.12))
+    gains = [gain * exposure * exp(random.normal(0.04)) for gain in by.gain]
     picture = picture.convert("RGB", _saturate(by.saturation))
     picture = picture.point([level for gain in gains for level in _curve(by, gain)])
-    picture = picture.filter(ImageFilter.GaussianBlur(by.blur * float(random.uniform(0.7, 1.4))))
+    picture = picture.filter(ImageFilter.GaussianBlur(by.blur * random.uniform(0.7, 1.4)))
     pixels = np.asarray(picture, np.float32)
     height, width = pixels.shape[:2]
     light = np.linspace(1.0 - by.light, 1.0 + by.light, width, dtype=np.float32)
-    noise = random.standard_normal((height, width, 3), np.float32)
-    noise *= by.noise
-    pixels = pixels * light[None, :, None] + noise
+    pixels = pixels * light[None, :, None] + by.noise * random.noise(height, width, 3)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 

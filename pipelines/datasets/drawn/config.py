@@ -49,6 +49,8 @@ class DrawnConfig:
             value = getattr(self, name)
             if value < smallest:
                 raise UserError(f"drawn {name}={value}: the smallest value is {smallest}")
+        if self.quality > 100:
+            raise UserError(f"drawn quality={self.quality}: the largest value is 100")
         if min(self.image_size) < 16:
             raise UserError(f"drawn image_size={self.image_size}: sides of 16 pixels at least")
         most = LARGEST_FRAME // FRAME_STEP - 1

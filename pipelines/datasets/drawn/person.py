@@ -7,13 +7,10 @@ bag, body and gait. So colours alone find the family and not the person.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
-import numpy as np
+from pipelines.datasets.drawn.streams import Stream
 
-from pipelines.datasets.drawn.streams import Subject, stream
-
-T = TypeVar("T")
 Colour: TypeAlias = tuple[int, int, int]
 
 FAMILY_SIZE = 6
@@ -53,7 +50,7 @@ PATTERNS = (
 )
 LOWER_PATTERNS = ("plain", "hoops", "two_tone", "side_stripe")
 SLEEVES = (0.0, 0.55, 1.0)
-HEMS = (0.50, 0.46, 0.30)
+HEMS = (0.50, 0.46, 0.3)
 LOWER = ("trousers", "shorts", "skirt", "wide_trousers")
 HAIR_STYLES = ("short", "long", "bun", "cap", "bald")
 BAGS = ("none", "backpack", "shoulder_bag", "handbag")
@@ -98,44 +95,39 @@ class Person:
 
 
 @lru_cache(maxsize=4096)
-def person(seed: int, subject: Subject, number: int) -> Person:
-    """The person with this number; a pure function of its arguments."""
-    family = stream(seed, Subject.FAMILY, subject, number // FAMILY_SIZE)
-    own = stream(seed, subject, number)
-    top = _pick(CLOTH, family)
-    lower = _pick(LOWER_CLOTH, family)
-    body = own.random(7).tolist()
+def person(seed: int, kind: str, number: int) -> Person:
+    """The person of a kind (`person`, `passer-by`) with this number: a pure function."""
+    family = Stream(seed, f"{kind}'s family", number // FAMILY_SIZE)
+    own = Stream(seed, kind, number)
+    top = family.pick(CLOTH)
+    lower = family.pick(LOWER_CLOTH)
     return Person(
-        stature=0.90 + 0.16 * body[0],
-        build=0.88 + 0.44 * body[1],
-        hip_height=0.49 + 0.06 * body[2],
-        shoulder=0.105 + 0.035 * body[3],
-        hip=0.080 + 0.025 * body[4],
-        stride=0.30 + 0.25 * body[5],
-        arm_swing=0.15 + 0.45 * body[6],
-        skin=_pick(SKIN, family),
-        hair=_pick(HAIR, family),
-        hair_style=_pick(HAIR_STYLES, own),
+        stature=own.uniform(0.90, 1.06),
+        build=own.uniform(0.88, 1.32),
+        hip_height=own.uniform(0.49, 0.55),
+        shoulder=own.uniform(0.105, 0.14),
+        hip=own.uniform(0.080, 0.105),
+        stride=own.uniform(0.30, 0.55),
+        arm_swing=own.uniform(0.15, 0.6),
+        skin=family.pick(SKIN),
+        hair=family.pick(HAIR),
+        hair_style=own.pick(HAIR_STYLES),
         top=top,
-        second=_pick(_unlike(top), family),
-        pattern=_pick(PATTERNS, own),
-        sleeve=_pick(SLEEVES, own),
-        second_sleeves=bool(own.random() < 0.3),
-        hem=_pick(HEMS, own),
+        second=family.pick(_unlike(top)),
+        pattern=own.pick(PATTERNS),
+        sleeve=own.pick(SLEEVES),
+        second_sleeves=own.chance(0.3),
+        hem=own.pick(HEMS),
         lower=lower,
-        lower_second=_pick(_unlike(lower), family),
-        lower_cut=_pick(LOWER, own),
-        lower_pattern=_pick(LOWER_PATTERNS, own),
-        shoes=_pick(((36, 34, 34), (222, 222, 218), (120, 78, 50)), own),
-        bag=_pick(BAGS, own),
-        bag_colour=_pick(CLOTH, family),
+        lower_second=family.pick(_unlike(lower)),
+        lower_cut=own.pick(LOWER),
+        lower_pattern=own.pick(LOWER_PATTERNS),
+        shoes=own.pick(((36, 34, 34), (222, 222, 218), (120, 78, 50))),
+        bag=own.pick(BAGS),
+        bag_colour=family.pick(CLOTH),
     )
 
 
 def _unlike(colour: Colour) -> tuple[Colour, ...]:
     """The cloths that are clearly lighter or darker than a colour."""
     return tuple(cloth for cloth in CLOTH if abs(sum(cloth) - sum(colour)) > CONTRAST)
-
-
-def _pick(choices: tuple[T, ...], random: np.random.Generator) -> T:
-    return choices[int(random.integers(len(choices)))]

@@ -14,14 +14,15 @@ from pipelines.datasets.drawn.config import DISTRACTOR, JUNK, DrawnConfig, plan
 from pipelines.datasets.drawn.figure import paint_figure
 from pipelines.datasets.drawn.person import person
 from pipelines.datasets.drawn.scene import background, occlude
-from pipelines.datasets.drawn.streams import Subject, stream
+from pipelines.datasets.drawn.streams import Stream
 from pipelines.errors import UserError
 
+PERSON, PASSER_BY = "person", "passer-by"
 SUPERSAMPLING = 2
 BODY_SHARE = 0.90
 """Height of an average body as a share of the picture."""
-OCCLUDED = 0.25
-ACCOMPANIED = 0.15
+OCCLUDED = 0.20
+ACCOMPANIED = 0.12
 EMPTY = 0.3
 """Share of the distractors that show no person."""
 
@@ -31,17 +32,17 @@ def draw_image(config: DrawnConfig, identity: int, camera: int, index: int) -> n
 
     `identity` is a person above 0, `config.DISTRACTOR` or `config.JUNK`. About 2 ms on one core.
     """
-    random = stream(config.seed, Subject.IMAGE, identity, camera, index)
+    random = Stream(config.seed, "image", identity, camera, index)
     height, width = (SUPERSAMPLING * side for side in config.image_size)
     picture = background(config.seed, camera, (width, height), random)
     shown = _who(config, identity, camera, index, random)
-    if random.random() < ACCOMPANIED:
-        other = (Subject.PASSER_BY, int(random.integers(2**32)))
-        side = 1.0 if random.random() < 0.5 else -1.0
-        _place(picture, config, camera, other, random, aside=side * float(random.uniform(0.4, 0.6)))
+    if random.chance(ACCOMPANIED):
+        other = (PASSER_BY, random.below(2**32))
+        side = 1.0 if random.chance(0.5) else -1.0
+        _place(picture, config, camera, other, random, aside=side * random.uniform(0.4, 0.6))
     if shown is not None:
         _place(picture, config, camera, shown, random, badly=identity == JUNK)
-    if random.random() < OCCLUDED:
+    if random.chance(OCCLUDED):
         occlude(picture, random)
     small = picture.reduce(SUPERSAMPLING)
     return expose(small, camera_of(config.seed, camera), random)
@@ -84,24 +85,24 @@ def draw_dataset(config: DrawnConfig, folder: str | Path) -> int:
 
 
 def _who(
-    config: DrawnConfig, identity: int, camera: int, index: int, random: np.random.Generator
-) -> tuple[Subject, int] | None:
+    config: DrawnConfig, identity: int, camera: int, index: int, random: Stream
+) -> tuple[str, int] | None:
     """Whose figure is in the picture; nobody in some of the distractors."""
     if identity == DISTRACTOR:
         number = index * config.cameras + camera
-        return None if random.random() < EMPTY else (Subject.PASSER_BY, number)
+        return None if random.chance(EMPTY) else (PASSER_BY, number)
     if identity == JUNK:
         first = config.train_identities + 1
-        return Subject.PERSON, first + int(random.integers(config.test_identities))
-    return Subject.PERSON, identity
+        return PERSON, first + random.below(config.test_identities)
+    return PERSON, identity
 
 
 def _place(
     picture: Image.Image,
     config: DrawnConfig,
     camera: int,
-    who: tuple[Subject, int],
-    random: np.random.Generator,
+    who: tuple[str, int],
+    random: Stream,
     *,
     aside: float = 0.0,
     badly: bool = False,
@@ -110,9 +111,9 @@ def _place(
     seen_by = camera_of(config.seed, camera)
     drawn = person(config.seed, *who)
     width, height = picture.size
-    turn, zoom, shift, drop = random.normal(0.0, (0.35, 0.05, 0.03, 0.015)).tolist()
-    back = pi if random.random() < 0.3 else 0.0
-    phase = float(random.uniform(0.0, 2 * pi))
+    turn, zoom, shift, drop = (random.normal(spread) for spread in (0.35, 0.05, 0.03, 0.015))
+    back = pi if random.chance(0.3) else 0.0
+    phase = random.uniform(0.0, 2 * pi)
     if badly:
         zoom, shift = zoom + 0.5, shift + (0.45 if shift > 0 else -0.45)
     scale = BODY_SHARE * height * drawn.stature * (1.0 + zoom)
