@@ -59,7 +59,7 @@ class _Painter:
     def shadow(self) -> None:
         """A dark flat ellipse on the ground."""
         reach = self.view.scale * (0.10 + 0.25 * self.person.stride * abs(sin(self.view.yaw)))
-        flat = self.view.scale * (0.015 + 0.12 * self.view.pitch)
+        flat = max(1.0, self.view.scale * (0.015 + 0.12 * self.view.pitch))
         x, y = self.view.x, self.view.ground
         box = (int(x - reach), int(y - flat), int(x + reach), int(y + flat))
         under = self.canvas.crop(box)
