@@ -110,6 +110,6 @@ def stage_script(name: str) -> None:
     """Run a stage module as a script. The module is imported under its full name, so that its
     functions reach Ray workers by reference; its folder leaves the search path, where it would
     shadow other packages' names."""
-    here = Path(__file__).resolve().parent
+    here = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     run_command(stage_command(name))

@@ -115,6 +115,7 @@ class _Watch(ray.tune.Callback):
     def __init__(self, tracker: Tracker, parent: str, key: str, bar: Bar) -> None:
         self.tracker, self.parent, self.key, self.bar = tracker, parent, key, bar
         self.runs: dict[int, str] = {}
+        self.ended: set[int] = set()
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
@@ -146,6 +147,7 @@ class _Watch(ray.tune.Callback):
 
     def _end(self, trial: Any, status: str) -> None:
         number = trial.config["trial"]["number"]
+        self.ended.add(number)
         if number in self.runs:
             self.tracker.end_run(self.runs[number], status)
         self.bar.advance(1)
@@ -174,6 +176,7 @@ def _search(
         tracked(tracker, name, folder.name, stage="tune", params=recipe.to_dict()) as parent,
         reporter.bar("tune", total=len(drawn), unit="trials") as bar,
     ):
+        watch = _Watch(tracker, parent, folder.name, bar)
         tuner = ray.tune.Tuner(
             _trial,
             param_space={
@@ -197,12 +200,13 @@ def _search(
             run_config=ray.tune.RunConfig(
                 name="search",
                 storage_path=str(folder.local("ray")),
-                callbacks=[_Watch(tracker, parent, folder.name, bar)],
+                callbacks=[watch],
                 verbose=1 if reporter.verbose else 0,
-                progress_reporter=None,
             ),
         )
         tuner.fit()
+        if len(watch.ended) < len(drawn):
+            raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish for the results so far
         values = _collect(recipe, folder, drawn)
         tracker.log_artifact_file(parent, folder.local(BEST))
     folder.commit(values)
