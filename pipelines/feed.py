@@ -89,8 +89,8 @@ def in_order() -> "ray.data.ExecutionOptions":
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-# Not the default strategy: inside a Tune trial that would wait for room in the trial's own placement
-# group, which its driver fills.
+# Not the default strategy: inside a Tune trial that would wait for room in the trial's own
+# placement group, which its driver fills.
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
 def _load(folder: Folder, number: int) -> pa.Table:
     return read_shard(folder, number, ["camera", "image"]).combine_chunks()
