@@ -136,8 +136,7 @@ def take_steps(
     pending: list[StepMetrics] = []
     figures: dict[str, float] = {}
     for batch in batches:
-        if int(batch["step"][0]) != state.step or int(batch["step"][-1]) != state.step:
-            raise RuntimeError(f"batch of step {batch['step'][0]} at step {state.step}")
+        _require_own_batch(batch, state.step, rank)
         pending.append(train_step(state, batch, rank=rank))
         last = state.step == job.schedule.total_steps
         if rank == 0 and (last or state.step % job.recipe.train.log_steps == 0):
@@ -151,6 +150,16 @@ def take_steps(
     if rank == 0:
         save_weights(job.run / FINAL, state.model)
     return figures
+
+
+def _require_own_batch(batch: dict[str, np.ndarray], step: int, rank: int) -> None:
+    """Refuse rows of another step or another worker: the data plane must keep the plan's order."""
+    positions = np.arange(len(batch["position"])) + rank * len(batch["position"])
+    if not ((batch["step"] == step).all() and np.array_equal(batch["position"], positions)):
+        raise RuntimeError(
+            f"worker {rank} at step {step} was fed step {batch['step'][0]}, "
+            f"position {batch['position'][0]}"
+        )
 
 
 def _validate(job: TrainJob, state: TrainState, rank: int) -> dict[str, float]:
