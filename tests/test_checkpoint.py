@@ -86,6 +86,15 @@ def test_the_folder_holds_named_tensors_and_no_pickle(tmp_path):
     assert set(content["files"]) == files - {"state.json"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums differ in their last bits with the number of threads; child processes use one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 KILLER = """
 import os, signal, sys
 import torch
