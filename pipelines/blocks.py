@@ -105,7 +105,8 @@ class Blocks:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over keys, labels and image bytes: the same images give it wherever they lie."""
+        """SHA-256 over keys, all labels and image bytes: the same images give it wherever they
+        lie."""
         return str(self.manifest["fingerprint"])
 
     @property

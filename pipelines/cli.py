@@ -83,16 +83,14 @@ for _name, _text in STAGE_HELP.items():
 @click.option(
     "--protocol",
     type=click.Choice(["market", "any_camera"]),
-    default="market",
-    show_default=True,
-    help="With --embeddings; a recipe has evaluate.protocol.",
+    help="With --embeddings, by default market; a recipe has evaluate.protocol.",
 )
 @common_options
 def evaluate(
     recipe: str | None,
     overrides: tuple[str, ...],
     embeddings: str | None,
-    protocol: str,
+    protocol: str | None,
     store_uri: str,
     as_json: bool,
     verbose: bool,
@@ -109,14 +107,23 @@ def evaluate(
         from pipelines.evaluate import as_json as plain
         from pipelines.evaluate import evaluate_file
 
-        values = plain(evaluate_file(embeddings, protocol))
+        values = plain(evaluate_file(embeddings, protocol or "market"))
     elif recipe is not None:
+        _refuse_beside_recipe({"--protocol": protocol})
         values = run_stage("evaluate", recipe, overrides, store_uri, reporter).values
     else:
         raise UserError("give a recipe or --embeddings FILE")
     _print_figures(values, reporter)
     if as_json:
         emit(values)
+
+
+def _refuse_beside_recipe(options: dict[str, object]) -> None:
+    """Options that describe an embeddings file say nothing about a recipe, which has keys for
+    them."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} goes with --embeddings; a recipe takes key=value")
 
 
 def _print_figures(values: dict[str, Any], reporter: Reporter) -> None:
@@ -142,16 +149,18 @@ def gallery() -> None:
     "--out",
     help="With --embeddings: folder of the gallery; by default galleries/NAME in the store.",
 )
-@click.option("--index", default="flat", show_default=True, help="With --embeddings: the index.")
-@click.option("--shards", default=4, show_default=True, help="With --embeddings: number of shards.")
+@click.option("--index", help="With --embeddings: the index, by default flat.")
+@click.option(
+    "--shards", type=click.IntRange(1), help="With --embeddings: number of shards, by default 4."
+)
 @common_options
 def gallery_build(
     recipe: str | None,
     overrides: tuple[str, ...],
     embeddings: str | None,
     out: str | None,
-    index: str,
-    shards: int,
+    index: str | None,
+    shards: int | None,
     store_uri: str,
     as_json: bool,
     verbose: bool,
@@ -167,8 +176,9 @@ def gallery_build(
     if embeddings is not None:
         if recipe is not None:
             raise UserError(f"give a recipe ({recipe}) or --embeddings, not both")
-        values = build_file(embeddings, out, index, shards, store_uri, reporter)
+        values = build_file(embeddings, out, index or "flat", shards or 4, store_uri, reporter)
     elif recipe is not None:
+        _refuse_beside_recipe({"--out": out, "--index": index, "--shards": shards})
         values = run_stage("gallery_build", recipe, overrides, store_uri, reporter).values
     else:
         raise UserError("give a recipe or --embeddings FILE")

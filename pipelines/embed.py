@@ -36,14 +36,17 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     blocks = open_blocks(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
     settings = recipe.embed.model_dump(exclude={"workers"})
-    print_ = fingerprint(blocks.fingerprint, model.weights_sha256, settings)
+    # A part's number means other rows where the shards are cut otherwise.
+    parts = plan_parts(blocks, recipe.embed.rows_per_part)
+    plan = [(part.shard, part.start, part.stop) for part in parts]
+    print_ = fingerprint(blocks.fingerprint, model.weights_sha256, settings, plan)
     folder = store.room("embeddings", recipe.model_name, print_)
     with folder.lock():
         done = folder.committed()
         skipped = done is not None
         if done is None:
             with ray_session(verbose=reporter.verbose):
-                done = _embed(recipe, blocks, model, folder, reporter)
+                done = _embed(recipe, blocks, model, folder, parts, reporter)
     return StageResult(
         stage="embed",
         skipped=skipped,
@@ -64,10 +67,14 @@ def plan_parts(blocks: Blocks, rows_per_part: int) -> list[Part]:
 
 
 def _embed(
-    recipe: Recipe, blocks: Blocks, model: ModelFolder, out: Folder, reporter: Reporter
+    recipe: Recipe,
+    blocks: Blocks,
+    model: ModelFolder,
+    out: Folder,
+    parts: list[Part],
+    reporter: Reporter,
 ) -> dict[str, Any]:
     out.make()
-    parts = plan_parts(blocks, recipe.embed.rows_per_part)
     missing = [part for part in parts if not out.exists(part.file)]
     card = replace(model.card, flip=recipe.embed.flip)
     decoder = PartDecoder(blocks.folder, card.cameras, card.image_size, card.interpolation)

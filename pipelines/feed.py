@@ -5,12 +5,12 @@ alternate between the ranks, have equal row counts (but for the last round) and 
 `streaming_split(equal=True)`, which Ray Train uses, gives rank r the blocks r, r + world, r + 2
 world, ... The training loop checks `step` in what arrives.
 
-Memory: the encoded images of the training shards in the object store (which spills to disk), read
-once by one task a shard and rebuilt by Ray if a node is lost, plus a few decoded blocks of at most
-`BLOCK_BYTES`.
+Memory: the encoded images of the training shards in the object store, read once by one task a
+shard and rebuilt by Ray if a node is lost. A task holds the shards of one batch at a time; Ray may
+spill the others. Besides, a few decoded blocks of at most `BLOCK_BYTES`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,14 @@ class Feed:
         )
         world, total, produce = self.world, self.total_steps, self._produce
 
+        def fetch(numbers: list[int]) -> dict[int, pa.Table]:
+            return dict(zip(numbers, ray.get([shards[n] for n in numbers]), strict=True))
+
         def batches(block: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-            tables = dict(zip(shards, ray.get(list(shards.values())), strict=True))
             for number in block["id"].tolist():
                 start, rank = starts[number // world], number % world
                 rows = [
-                    produce(step, rank, tables) for step in range(start, min(start + chunk, total))
+                    produce(step, rank, fetch) for step in range(start, min(start + chunk, total))
                 ]
                 yield {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -73,13 +75,16 @@ class Feed:
         step_bytes = self.rank_rows() * height * width * 3
         return max(1, min(STEPS_PER_BLOCK, BLOCK_BYTES // step_bytes))
 
-    def _produce(self, step: int, rank: int, tables: dict[int, pa.Table]) -> dict[str, np.ndarray]:
+    def _produce(
+        self, step: int, rank: int, fetch: Callable[[list[int]], dict[int, pa.Table]]
+    ) -> dict[str, np.ndarray]:
         rows = self.plan.rows(step).of_rank(rank, self.world)
+        tables = fetch(np.unique(rows.shard_B).tolist())
         columns = self.reader.read(rows, step, rank * self.rank_rows(), tables)
         cameras = np.empty(len(rows.label_B), dtype=np.int64)
-        for shard in np.unique(rows.shard_B).tolist():
+        for shard, table in tables.items():
             here = rows.shard_B == shard
-            camera = tables[shard]["camera"].take(pa.array(rows.row_B[here]))
+            camera = table["camera"].take(pa.array(rows.row_B[here]))
             cameras[here] = self.blocks.camera_index(camera)
         return {**columns, "camera": cameras}
 

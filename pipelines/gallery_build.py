@@ -93,7 +93,8 @@ def build_file(
     name = Path(embeddings.rstrip("/")).stem
     folder = Folder.open(out) if out else Store.open(store_uri).folder / "galleries" / name
     settings = GallerySection(index="flat", shards=shards)
-    build(embeddings, folder, settings, {"name": None, "version": None}, None, reporter)
+    with folder.lock():
+        build(embeddings, folder, settings, {"name": None, "version": None}, None, reporter)
     return _values(folder)
 
 

@@ -60,11 +60,13 @@ def intake(data: bytes) -> Intake:
             )
             if not keep:
                 data = _as_png(upright)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image file") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error}") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise ImageError(f"cannot be decoded: {error}") from error
     return Intake(data=data, width=upright.width, height=upright.height)
 

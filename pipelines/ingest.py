@@ -99,7 +99,9 @@ def _source_fingerprint(recipe: Recipe, manifest: pa.Table) -> str:
     """
     digest = hashlib.sha256()
     for uri in manifest["uri"].to_pylist():
-        if "://" not in uri and Path(uri).exists():
+        if "://" in uri:
+            digest.update(f"{uri}\n".encode())
+        elif Path(uri).exists():
             stat = Path(uri).stat()
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     labels = manifest.drop_columns(["uri"])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.blocks import BLOCK_SCHEMA, identity_borders, read_stats, shard_name, write_shard
+from pipelines.errors import UserError
 from pipelines.images import ImageError, intake
 from pipelines.store import Folder, fingerprint, sha256_file
 
@@ -19,7 +20,7 @@ def pack_shard(folder: Folder, number: int, rows: pa.Table) -> dict[str, Any]:
     """Pack these manifest rows as one shard, unless a killed run did; returns its statistics and
     SHA-256."""
     stats = read_stats(folder, number)
-    if stats is None:
+    if stats is None or stats["quarantine"]:  # what was bad may have been mended
         stats = _pack(folder, number, rows)
     return {**stats, "sha256": sha256_file(folder.fs, folder.path(shard_name(number)))}
 
@@ -31,9 +32,14 @@ def _pack(folder: Folder, number: int, rows: pa.Table) -> dict[str, Any]:
         try:
             images.append(intake(_read(uri)).data)
             reasons.append(None)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             images.append(None)
-            reasons.append(str(error) or type(error).__name__)
+            reasons.append(str(error))
+        except FileNotFoundError:
+            images.append(None)
+            reasons.append("no such file")
+        except OSError as error:  # a network or a disk may be well again tomorrow: no quarantine
+            raise UserError(f"{uri}: cannot be read ({error}); run the command again") from error
     sha = [None if image is None else hashlib.sha256(image).hexdigest() for image in images]
     table_ = rows.append_column("sha256", pa.array(sha, pa.string()))
     table_ = table_.append_column("image", pa.array(images, pa.binary()))
@@ -54,7 +60,7 @@ def _read(uri: str) -> bytes:
 
 
 def _stats(number: int, rows: pa.Table, good: pa.Table, bad: pa.Table) -> dict[str, Any]:
-    labels = good.select(["key", "identity", "camera", "split", "role", "sha256"]).to_pylist()
+    labels = good.drop_columns(["uri", "image"]).to_pylist()
     identity = good["identity"].to_numpy(zero_copy_only=False)
     borders = identity_borders(identity)
     return {

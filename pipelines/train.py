@@ -55,7 +55,13 @@ TRAINED_BY = (
 )
 WITHOUT_EFFECT = {
     "data": {"root", "rows_per_shard", "quarantine_limit"},
-    "train": {"log_steps", "max_failures", "keep_checkpoints", "checkpoint_epochs"},
+    "train": {
+        "log_steps",
+        "max_failures",
+        "keep_checkpoints",
+        "checkpoint_epochs",
+        "validate_epochs",
+    },
 }
 
 
@@ -118,6 +124,8 @@ def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     parts = {name: plain[name] for name in TRAINED_BY}
     for section, names in WITHOUT_EFFECT.items():
         parts[section] = {k: v for k, v in parts[section].items() if k not in names}
+    if recipe.data.holdout:
+        parts["protocol"] = recipe.evaluate.protocol  # of the held-out figures
     return fingerprint(blocks.fingerprint, parts)
 
 

@@ -8,7 +8,7 @@ moment ends with the same weights as one that was not.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     rank = ray.train.get_context().get_world_rank()
     state = build_state(job, ray.train.torch.get_device(), wrap=ray.train.torch.prepare_model)
     newest = latest_checkpoint(job.run / CHECKPOINTS)
-    if newest is not None:
-        load_checkpoint(newest, state)
+    figures = {} if newest is None else load_checkpoint(newest, state)["figures"]
     batches = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=job.recipe.batch.identities
         * job.recipe.batch.images
@@ -86,7 +85,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
         batch_format="numpy",
         prefetch_batches=2,
     )
-    return take_steps(job, state, batches, rank)
+    return take_steps(job, state, batches, rank, figures)
 
 
 def build_state(job: TrainJob, device: torch.device, *, wrap: Any = None) -> TrainState:
@@ -129,22 +128,30 @@ def build_state(job: TrainJob, device: torch.device, *, wrap: Any = None) -> Tra
 
 
 def take_steps(
-    job: TrainJob, state: TrainState, batches: Iterator[dict[str, np.ndarray]], rank: int
+    job: TrainJob,
+    state: TrainState,
+    batches: Iterable[dict[str, np.ndarray]],
+    rank: int,
+    figures: dict[str, float],
 ) -> dict[str, float]:
-    """Train on the batches, which start at the state's step; the final weights are written at the
-    end."""
+    """Train on the batches, which start at the state's step, and write the final weights.
+
+    `figures` are the last validation's before these steps; the last one's are returned.
+    """
     pending: list[StepMetrics] = []
-    figures: dict[str, float] = {}
     for batch in batches:
         _require_own_batch(batch, state.step, rank)
         pending.append(train_step(state, batch, rank=rank))
         last = state.step == job.schedule.total_steps
-        if rank == 0 and (last or state.step % job.recipe.train.log_steps == 0):
+        save = last or state.step % job.checkpoint_steps == 0
+        # A resumed run does not repeat the steps before its checkpoint, so their losses must lie
+        # in a file by then.
+        if rank == 0 and (save or state.step % job.recipe.train.log_steps == 0):
             _write_metrics(job.run, state.step, pending)
             pending = []
         if job.holdout is not None and (last or state.step % job.validate_steps == 0):
             figures = _validate(job, state, rank)
-        if rank == 0 and (last or state.step % job.checkpoint_steps == 0):
+        if rank == 0 and save:
             save_checkpoint(job.run / CHECKPOINTS, state, extra={"figures": figures})
             prune_checkpoints(job.run / CHECKPOINTS, job.recipe.train.keep_checkpoints)
     if rank == 0:

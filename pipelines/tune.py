@@ -41,7 +41,9 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Search, go on with a search, or find it done."""
     blocks = open_blocks(recipe, store, reporter)
     key = fingerprint(
-        training_fingerprint(recipe, blocks), recipe.tune.model_dump(exclude={"concurrent"})
+        training_fingerprint(recipe, blocks),
+        recipe.tune.model_dump(exclude={"concurrent"}),
+        recipe.evaluate.protocol,
     )
     folder = store.room("runs", f"tune-{recipe.model_name}", key)
     with folder.lock():
@@ -62,7 +64,7 @@ def draw_trials(recipe: Recipe) -> list[Params]:
             f"there are {', '.join(tune_spaces.list_spaces())}"
         )
     space = tune_spaces.search_space(
-        recipe.model.name, lr=recipe.optim.lr, epochs=recipe.tune.epochs
+        recipe.model.name, lr=recipe.optim.lr, epochs=recipe.train.epochs
     )
     random = np.random.RandomState(recipe.seed)
     drawn = [
@@ -77,15 +79,21 @@ def _plain(value: Any) -> Any:
 
 
 def trial_recipe(recipe: Recipe, params: Params) -> Recipe:
-    """The recipe of a trial: its parameters, the search's epochs and held-out share."""
+    """The recipe of a trial: its parameters, the search's epochs and held-out share.
+
+    The warm-up keeps its share of the run, so that short trials stand for the whole training.
+    """
+    whole = apply(recipe, params)
     changes = {
-        **params,
+        "schedule.warmup_epochs": whole.schedule.warmup_epochs
+        * recipe.tune.epochs
+        / recipe.train.epochs,
         "train.epochs": recipe.tune.epochs,
         "train.validate_epochs": 1,
         "train.checkpoint_epochs": 1.0,
         "data.holdout": recipe.tune.holdout,
     }
-    return apply(recipe, changes)
+    return apply(whole, changes)
 
 
 def apply(recipe: Recipe, changes: Params) -> Recipe:

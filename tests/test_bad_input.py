@@ -165,3 +165,8 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
 def test_unknown_command_and_option() -> None:
     refused(reid("trian", "demo"), "trian")
     refused(reid("train", "demo", "--stroe", "x"), "--stroe")
+
+
+def test_options_of_an_embeddings_file_are_refused_beside_a_recipe(tmp_path: Path) -> None:
+    refused(reid("evaluate", "demo", "--protocol", "any_camera"), "--protocol", "--embeddings")
+    refused(reid("gallery", "build", "demo", "--shards", "3"), "--shards", "--embeddings")

@@ -107,6 +107,24 @@ def test_killed_runs_end_with_the_same_numbers(finished: dict[str, Any], tmp_pat
     assert reid("gallery", "verify", resumed["gallery"]).returncode == 0
 
 
+def test_resume_without_a_step_left_keeps_the_figures(
+    finished: dict[str, Any], tmp_path: Path
+) -> None:
+    """A kill between the last checkpoint and the commit."""
+    args = ("train", "demo", *TINY, "data.holdout=0.3", "batch.identities=2", "--store", tmp_path)
+    whole = answer(*args)
+    assert whole["metrics"]["mAP"] > 0
+    run = Path(whole["checkpoint"])
+    (run / "manifest.json").unlink()
+    (run / "model.safetensors").unlink()
+    resumed = answer(*args)
+    assert resumed["skipped"] == []
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    rows = [json.loads(path.read_text()) for path in sorted((run / "metrics").glob("steps-*"))]
+    assert [row["step"] for part in rows for row in part] == list(range(6))
+
+
 def sha(result: dict[str, Any]) -> str:
     manifest = json.loads((Path(result["checkpoint"]) / "manifest.json").read_text())
     return str(manifest["weights_sha256"])

@@ -30,6 +30,16 @@ def test_trial_holds_identities_out_and_leaves_the_rest_as_it_was() -> None:
     assert apply(recipe, {}) == recipe
 
 
+def test_warmup_keeps_its_share_in_trials_and_its_length_in_the_best_recipe() -> None:
+    recipe = load_recipe("fusion_reid", ["tune.epochs=4"])
+    assert trial_recipe(recipe, {}).schedule.warmup_epochs == pytest.approx(10 * 4 / 180)
+    params = {"schedule.warmup_epochs": 45.0}
+    assert trial_recipe(recipe, params).schedule.warmup_epochs == pytest.approx(1.0)
+    assert apply(recipe, params).schedule.warmup_epochs == 45.0
+    drawn = [p["schedule.warmup_epochs"] for p in draw_trials(recipe)[1:]]
+    assert max(drawn) > 4
+
+
 def test_wrong_parameter_is_refused() -> None:
     with pytest.raises(UserError, match="htm_depth"):
         apply(load_recipe("demo"), {"model.htm_depth": 0})
