@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.augment import Augmentation, flip_and_crop
-from pipelines.blocks import Blocks
+from pipelines.blocks import Blocks, read_shard
 from pipelines.counter_random import counter_hash, permutation
 from pipelines.errors import UserError
 from pipelines.images import Interpolation, decode
@@ -121,11 +121,22 @@ def split_identities(
     Which identities are held out depends on their names alone, so that every trial of a search and
     the run after it agree. Identities with fewer than `min_images` images are in neither.
     """
-    entries = [entry for entry in blocks.identities("train") if entry[3] >= min_images]
+    entries = [entry for entry in blocks.identities() if entry[3] >= min_images]
     ranking = sorted(range(len(entries)), key=lambda i: int(counter_hash("holdout", entries[i][0])))
     held = set(ranking[: round(holdout * len(entries))])
     kept = [entry for i, entry in enumerate(entries) if i not in held]
     return IdentityIndex.of(kept), IdentityIndex.of([entries[i] for i in sorted(held)])
+
+
+def cameras_of(blocks: Blocks, index: IdentityIndex) -> tuple[str, ...]:
+    """Sorted camera names of these identities; their positions are the model's camera indices."""
+    found: set[str] = set()
+    for shard in np.unique(index.shard_I).tolist():
+        camera = read_shard(blocks.folder, shard, ["camera"])["camera"]
+        here = index.shard_I == shard
+        for first, count in zip(index.first_row_I[here], index.count_I[here], strict=True):
+            found |= set(camera.slice(int(first), int(count)).to_pylist())
+    return tuple(sorted(found - {None}))
 
 
 @dataclass(frozen=True)

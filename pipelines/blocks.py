@@ -1,12 +1,11 @@
 """Blocks: Parquet shards of encoded images plus the manifest columns, and the index over them.
 
-A shard holds whole identities of one split, sorted by (identity, key), in row groups that end
-where an identity ends. `manifest.json` beside the shards says which identity lies where, so that
-any image can be addressed as (shard, row) without reading pixels.
+A shard holds rows of one split, sorted by (identity, key): whole identities, but for distractors
+and junk, which are nobody and may be cut anywhere. `manifest.json` beside the shards says which
+train identity lies where: any of its images is addressed as (shard, row) without reading pixels.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipelines.datasets.manifest import MANIFEST_SCHEMA
 from pipelines.errors import UserError
 from pipelines.store import Folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GROUP_ROWS = 256
 BLOCK_SCHEMA = pa.schema([*MANIFEST_SCHEMA, ("sha256", pa.string()), ("image", pa.binary())])
 STATS_KEY = b"rayreid"
@@ -30,27 +29,14 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Folder, number: int, table_: pa.Table, stats: dict[str, Any]) -> None:
-    """Write one shard, whole or not at all; row groups end at identity borders. `stats` travel in
-    its footer."""
+    """Write one shard, whole or not at all. `stats` travel in its footer."""
     schema = BLOCK_SCHEMA.with_metadata({STATS_KEY: json.dumps(stats)})
     uncompressed = {name: "NONE" if name == "image" else "ZSTD" for name in schema.names}
     with (
         folder.write(shard_name(number)) as file,
         pq.ParquetWriter(file, schema, compression=uncompressed) as writer,
     ):
-        for start, stop in _row_groups(table_["identity"]):
-            writer.write_table(
-                table_.slice(start, stop - start).cast(schema), row_group_size=stop - start
-            )
-
-
-def _row_groups(identity: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
-    borders = identity_borders(identity.to_numpy(zero_copy_only=False))
-    start = 0
-    for stop in borders[1:]:
-        if stop - start >= GROUP_ROWS or stop == borders[-1]:
-            yield start, int(stop)
-            start = int(stop)
+        writer.write_table(table_.cast(schema), row_group_size=GROUP_ROWS)
 
 
 def identity_borders(identity: np.ndarray) -> np.ndarray:
@@ -72,11 +58,25 @@ def read_stats(folder: Folder, number: int) -> dict[str, Any] | None:
 
 def read_shard(folder: Folder, number: int, columns: list[str] | None = None) -> pa.Table:
     """One shard in memory; a `UserError` names a damaged file."""
+    return read_rows(folder, number, 0, None, columns)
+
+
+def read_rows(
+    folder: Folder, number: int, start: int, stop: int | None, columns: list[str] | None = None
+) -> pa.Table:
+    """Rows start, ..., stop - 1 of a shard; a `UserError` names a damaged file.
+
+    Memory: the row groups, of `GROUP_ROWS` rows, that hold them.
+    """
     path = folder.path(shard_name(number))
     try:
-        with folder.fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        with folder.fs.open(path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            stop = file.metadata.num_rows if stop is None else stop
+            first, last = start // GROUP_ROWS, -(-stop // GROUP_ROWS)
+            table_ = file.read_row_groups(list(range(first, last)), columns=columns)
+            return table_.slice(start - first * GROUP_ROWS, stop - start)
+    except pa.ArrowException as error:
         raise UserError(
             f"{path}: damaged ({str(error).splitlines()[0]}); delete {folder.uri} "
             "and run the command again"
@@ -109,21 +109,10 @@ class Blocks:
         lie."""
         return str(self.manifest["fingerprint"])
 
-    @property
-    def train_cameras(self) -> list[str]:
-        """Sorted camera names of the train split; their positions are the camera indices of the
-        model."""
-        return list(self.manifest["train_cameras"])
-
     def shards(self, *splits: str) -> list[dict[str, Any]]:
         """Manifest entries (`shard`, `split`, `rows`, `bytes`, `sha256`) of these splits."""
         return [shard for shard in self.manifest["shards"] if shard["split"] in splits]
 
-    def identities(self, split: str) -> list[tuple[str, int, int, int]]:
-        """(identity, shard, first row, rows) of a split, sorted by identity."""
-        return [tuple(entry) for entry in self.manifest["identities"][split]]
-
-    def camera_index(self, cameras: pa.ChunkedArray) -> np.ndarray:
-        """int64 positions in `train_cameras`; -1 for a camera that training never saw, or none."""
-        known = {name: i for i, name in enumerate(self.train_cameras)}
-        return np.array([known.get(c, -1) for c in cameras.to_pylist()], dtype=np.int64)
+    def identities(self) -> list[tuple[str, int, int, int]]:
+        """(identity, shard, first row, rows) of the train split, sorted by identity."""
+        return [tuple(entry) for entry in self.manifest["identities"]]

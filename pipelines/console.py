@@ -88,6 +88,9 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as help_:
         click.echo(help_.format_message())
         sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("reid: interrupted; the same command goes on from what is committed\n")
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
@@ -97,9 +100,6 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
         if mistake is None:
             raise
         _fail(str(mistake))
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("reid: interrupted; the same command goes on from what is committed\n")
-        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

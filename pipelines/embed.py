@@ -9,7 +9,6 @@ Memory: a part of decoded pixels and its embeddings in each task or actor, whate
 size.
 """
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipelines.blocks import Blocks
 from pipelines.console import Reporter
 from pipelines.embed_parts import Part, PartDecoder, PartEmbedder
 from pipelines.embedder import WEIGHTS
+from pipelines.errors import UserError
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
@@ -33,6 +33,7 @@ SPLITS = ("query", "gallery")
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Make the recipe's embeddings, or find them made."""
+    store.require_local("embed")
     blocks = open_blocks(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
     settings = recipe.embed.model_dump(exclude={"workers"})
@@ -40,7 +41,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     parts = plan_parts(blocks, recipe.embed.rows_per_part)
     plan = [(part.shard, part.start, part.stop) for part in parts]
     print_ = fingerprint(blocks.fingerprint, model.weights_sha256, settings, plan)
-    folder = store.room("embeddings", recipe.model_name, print_)
+    folder = store.room("embeddings", recipe.title, print_)
     with folder.lock():
         done = folder.committed()
         skipped = done is not None
@@ -74,6 +75,7 @@ def _embed(
     parts: list[Part],
     reporter: Reporter,
 ) -> dict[str, Any]:
+    require_room(recipe)
     out.make()
     missing = [part for part in parts if not out.exists(part.file)]
     card = replace(model.card, flip=recipe.embed.flip)
@@ -85,7 +87,6 @@ def _embed(
         "weights": model.path / WEIGHTS,
         "settings": recipe.embed,
         "gpu": gpu,
-        "threads": max(1, (os.cpu_count() or 1) // recipe.embed.workers),
     }
     with reporter.bar("embed", total=len(parts), unit="parts") as bar:
         bar.to(len(parts) - len(missing))
@@ -108,6 +109,7 @@ def _embed(
     counts = [pq.read_metadata(out.fs.open(out.path(part.file), "rb")).num_rows for part in parts]
     manifest = {
         "rows": sum(counts),
+        "junk_left_out": _junk_left_out(blocks, parts, counts),
         "parts": len(parts),
         "dimension": card.embedding_dim,
         "dtype": recipe.embed.dtype,
@@ -117,6 +119,28 @@ def _embed(
     }
     out.commit(manifest)
     return manifest
+
+
+def _junk_left_out(blocks: Blocks, parts: list[Part], counts: list[int]) -> int:
+    gallery = {shard["shard"] for shard in blocks.shards("gallery")}
+    return sum(
+        part.stop - part.start - count
+        for part, count in zip(parts, counts, strict=True)
+        if part.shard in gallery
+    )
+
+
+def require_room(recipe: Recipe) -> None:
+    """Refuse more embedding actors than the connected cluster can start."""
+    workers, gpus = recipe.embed.workers, slots("GPU")
+    needed = workers + 1
+    if slots("CPU") < needed:
+        raise UserError(
+            f"the cluster has {slots('CPU'):.0f} CPUs; embed.workers={workers} and the decoding "
+            f"tasks need {needed}"
+        )
+    if 0 < gpus < workers:
+        raise UserError(f"embed.workers={workers}, but the cluster has {gpus:.0f} GPUs: lower it")
 
 
 if __name__ == "__main__":

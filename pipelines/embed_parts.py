@@ -3,6 +3,7 @@
 Decoding tasks import no torch: only the actor's constructor does.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.blocks import read_shard
+from pipelines.blocks import read_rows
 from pipelines.datasets.manifest import MANIFEST_SCHEMA
 from pipelines.images import Interpolation, decode
-from pipelines.recipe import EmbedSection
+from pipelines.recipe_sections import EmbedSection
 from pipelines.store import Folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class PartDecoder:
 
     def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         part = Part(*(int(row[name][0]) for name in ("number", "shard", "start", "stop")))
-        rows = read_shard(self.folder, part.shard).slice(part.start, part.stop - part.start)
+        rows = read_rows(self.folder, part.shard, part.start, part.stop)
         rows = rows.filter(pc.not_equal(rows["role"], "junk"))
         known = {name: i for i, name in enumerate(self.cameras)}
         pixels = [
@@ -86,13 +87,12 @@ class PartEmbedder:
         weights: Path,
         settings: EmbedSection,
         gpu: bool,
-        threads: int,
     ) -> None:
         import torch
 
         from pipelines.embedder import Embedder
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.workers))
         self.out, self.batch_size, self.dtype = out, settings.batch_size, settings.dtype
         self.embedder = Embedder(card, weights, "cuda" if gpu else "cpu")
 

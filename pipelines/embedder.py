@@ -63,7 +63,7 @@ class ModelCard:
 
     def create_model(self) -> reid_models.ReidModel:
         """The untrained network. Nothing is downloaded: the weights come from the model folder."""
-        untrained: dict[str, Any] = {
+        options: dict[str, Any] = {
             k: None if k.endswith("_weights") else tuple(v) if isinstance(v, list) else v
             for k, v in self.options.items()
         }
@@ -72,7 +72,7 @@ class ModelCard:
             self.num_classes,
             image_size=self.image_size,
             camera_count=len(self.cameras),
-            **untrained,
+            **options,
         )
 
 

@@ -10,12 +10,15 @@ shard and rebuilt by Ray if a node is lost. A task holds the shards of one batch
 spill the others. Besides, a few decoded blocks of at most `BLOCK_BYTES`.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipelines.batches import BatchPlan, ImageReader
 from pipelines.blocks import Blocks, read_shard
@@ -23,6 +26,7 @@ from pipelines.store import Folder
 
 BLOCK_BYTES = 96 << 20
 STEPS_PER_BLOCK = 10
+PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Feed:
     """Everything that the dataset of a training run depends on."""
 
     blocks: Blocks
+    cameras: tuple[str, ...]
+    """Names whose positions are the model's camera indices; any other camera is -1."""
     plan: BatchPlan
     reader: ImageReader
     world: int
@@ -68,6 +74,7 @@ class Feed:
             batches, batch_size=None, num_cpus=1, zero_copy_batch=True
         )
         dataset.context.execution_options = in_order()
+        dataset.context.custom_execution_callback_classes = [_Pause]
         return dataset
 
     def _steps_per_block(self) -> int:
@@ -81,12 +88,21 @@ class Feed:
         rows = self.plan.rows(step).of_rank(rank, self.world)
         tables = fetch(np.unique(rows.shard_B).tolist())
         columns = self.reader.read(rows, step, rank * self.rank_rows(), tables)
+        known = {name: i for i, name in enumerate(self.cameras)}
         cameras = np.empty(len(rows.label_B), dtype=np.int64)
         for shard, table in tables.items():
             here = rows.shard_B == shard
-            camera = table["camera"].take(pa.array(rows.row_B[here]))
-            cameras[here] = self.blocks.camera_index(camera)
+            camera = table["camera"].take(pa.array(rows.row_B[here])).to_pylist()
+            cameras[here] = [known.get(name, -1) for name in camera]
         return {**columns, "camera": cameras}
+
+
+class _Pause(ExecutionCallback):
+    """Ray Data's loop does not wait while finished blocks are held back for a slow consumer, as
+    training is: it then takes half a core from the training threads."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(PAUSE_SECONDS)
 
 
 def in_order() -> "ray.data.ExecutionOptions":

@@ -15,7 +15,8 @@ from pipelines.evaluate import run as run_evaluate
 from pipelines.gallery import BuiltShard, ShardJob, build_gallery
 from pipelines.gallery.manifest import GALLERY, read_manifest
 from pipelines.ray_session import ray_session
-from pipelines.recipe import GallerySection, Recipe
+from pipelines.recipe import Recipe
+from pipelines.recipe_sections import GallerySection
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.train import open_model
@@ -24,12 +25,15 @@ from pipelines.train import open_model
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Build the recipe's gallery, or find it built."""
-    embedded = run_embed(recipe, store, reporter)
+    store.require_local("gallery build")
     evaluated = run_evaluate(recipe, store, reporter)
+    embedded = run_embed(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
     settings = recipe.gallery.model_dump()
-    print_ = fingerprint(Folder.open(embedded.uri).name, recipe.evaluate.model_dump(), settings)
-    folder = store.room("galleries", recipe.model_name, print_)
+    print_ = fingerprint(
+        Folder.open(embedded.uri).name, recipe.evaluate.model_dump(), settings, recipe.model_name
+    )
+    folder = store.room("galleries", recipe.title, print_)
     with folder.lock():
         skipped = folder.exists(GALLERY)
         if not skipped:

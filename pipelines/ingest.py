@@ -1,9 +1,8 @@
 """Images to blocks, on Ray Data.
 
-The driver reads the dataset's manifest table (no pixels), cuts it into shards of whole identities,
-and one Ray task a shard reads, checks and packs the images. A shard appears under its name only
-when it is complete, and the folder's manifest is written last; a killed ingest goes on with the
-shards that are missing.
+The driver reads the dataset's manifest table (no pixels) and cuts it into shards; one Ray task a
+shard reads, checks and packs the images. A shard appears under its name only when it is complete,
+and the folder's manifest is written last; a killed ingest goes on with the shards that are missing.
 
 Memory: the manifest table on the driver (about 200 bytes an image), and one shard of encoded
 images a task.
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -67,7 +67,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
             "blocks": folder.uri,
             "fingerprint": done["fingerprint"],
             "images": sum(shard["rows"] for shard in done["shards"]),
-            "identities": len(done["identities"]["train"]),
+            "identities": len(done["identities"]),
             "quarantined": done["quarantined"],
         },
     )
@@ -115,11 +115,15 @@ def _source_fingerprint(recipe: Recipe, manifest: pa.Table) -> str:
 def plan_shards(manifest: pa.Table, rows_per_shard: int) -> list[tuple[int, int]]:
     """(start, stop) rows of the sorted manifest, cut where an identity or a split ends.
 
-    A shard is closed at the first identity border at or after `rows_per_shard` rows.
+    A shard is closed at the first identity border at or after `rows_per_shard` rows. Distractors
+    and junk are nobody: outside the train split a cut may lie between any two of them, so half a
+    million do not make one shard.
     """
     split = manifest["split"].to_numpy(zero_copy_only=False)
     identity = manifest["identity"].to_numpy(zero_copy_only=False)
+    nobody = np.asarray(pc.not_equal(manifest["role"], "normal")) & (split != "train")
     borders = np.union1d(identity_borders(identity), identity_borders(split))
+    borders = np.union1d(borders, np.flatnonzero(nobody[1:] & nobody[:-1]) + 1)
     split_ends = set(identity_borders(split).tolist())
     cuts, start = [], 0
     for stop in borders[1:].tolist():
@@ -166,10 +170,7 @@ def _commit(
             f"{bad[0]['uri']}: {bad[0]['reason']}{more}; mend or remove {len(bad)} of {total} "
             f"images, or raise data.quarantine_limit={limit}"
         )
-    identities: dict[str, list[list[Any]]] = {"train": [], "query": [], "gallery": []}
-    for stat in stats:
-        identities[stat["split"]] += stat["identities"]
-    train_cameras = {c for stat in stats if stat["split"] == "train" for c in stat["cameras"]}
+    identities = [e for stat in stats if stat["split"] == "train" for e in stat["identities"]]
     kept = ("shard", "split", "rows", "bytes", "sha256")
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -177,7 +178,6 @@ def _commit(
         "fingerprint": f"{sum(int(stat['content'], 16) for stat in stats) % 2**256:064x}",
         "images": dict(_count(stats)),
         "identities": identities,
-        "train_cameras": sorted(train_cameras),
         "quarantined": len(bad),
         "shards": [{k: stat[k] for k in kept} for stat in stats],
     }

@@ -72,6 +72,5 @@ def _stats(number: int, rows: pa.Table, good: pa.Table, bad: pa.Table) -> dict[s
         "identities": [
             [str(identity[a]), number, int(a), int(b - a)] for a, b in pairwise(borders)
         ],
-        "cameras": sorted({c for c in good["camera"].to_pylist() if c is not None}),
         "quarantine": bad.to_pylist(),
     }

@@ -9,6 +9,9 @@ from typing import Any
 
 import ray
 from ray._private import worker
+from ray.exceptions import AuthenticationError
+
+from pipelines.errors import UserError
 
 LOCAL_SLOTS = 8
 
@@ -28,7 +31,14 @@ def ray_session(*, verbose: bool = False, dashboard: bool = False) -> Iterator[N
     address = os.environ.get("RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR
     if address:
-        ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        try:
+            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        except (ConnectionError, ValueError, AuthenticationError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"RAY_ADDRESS={address}: this cluster cannot be used ({reason}); unset RAY_ADDRESS "
+                "to run on this machine"
+            ) from error
     else:
         if not verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -6,220 +6,31 @@ refused with the nearest name. `pipelines.recipe_file` reads and writes the file
 
 from dataclasses import MISSING, fields
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import Field, create_model, model_validator
 from pydantic.functional_validators import BeforeValidator
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Size = tuple[Positive, Positive]
+from pipelines.recipe_sections import (
+    AugmentSection,
+    BatchSection,
+    DataSection,
+    DrawnSection,
+    EmbedSection,
+    EvaluateSection,
+    GallerySection,
+    InputSection,
+    LossSection,
+    Name,
+    OptimSection,
+    RegistrySection,
+    ScheduleSection,
+    Section,
+    TrainSection,
+    TuneSection,
+)
 
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, every field documented, no unknown key."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
-    )
-
-
-class DrawnSection(Section):
-    """The drawn dataset (`dataset: drawn`): walking figures in Market-1501's layout."""
-
-    train_identities: Positive = 60
-    """Identities in the train split."""
-    test_identities: Positive = 40
-    """Identities in the query and gallery splits."""
-    cameras: Positive = 4
-    """Cameras; every identity is seen by all of them."""
-    images_per_camera: Positive = 4
-    """Images of one identity under one camera."""
-    distractors: Annotated[int, Field(ge=0)] = 40
-    """Gallery images of nobody who is asked for."""
-    image_size: Size = (128, 64)
-    """Height and width of the drawn images in pixels."""
-    seed: int = 0
-    """Another seed draws other people."""
-
-
-class DataSection(Section):
-    """Where the images come from and how they are packed."""
-
-    root: str | None = None
-    """Folder (or, for `dataset: table`, the CSV or Parquet file) of the dataset."""
-    quarantine_limit: Share = 0.01
-    """Share of unreadable images above which ingest stops."""
-    rows_per_shard: Positive = 2048
-    """Images a Parquet shard holds; whole identities stay together, so shards may be larger."""
-    min_images: Positive = 2
-    """Identities with fewer training images are left out of the batches."""
-    holdout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
-    """Share of the train identities kept out of training to validate on."""
-
-
-class InputSection(Section):
-    """From encoded bytes to the tensor, the same for training, embedding and search."""
-
-    image_size: Size = (256, 128)
-    """Height and width the network sees, in pixels."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """Resize filter; both are anti-aliased."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Mean of the pixel values in [0, 1], by channel."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Standard deviation of the pixel values in [0, 1], by channel."""
-
-
-class AugmentSection(Section):
-    """Training-time changes of an image; each draws from (seed, step, position)."""
-
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
-    pad: Annotated[int, Field(ge=0)] = 10
-    """Zero padding in pixels before the random crop back to the input size."""
-    erase: Share = 0.5
-    """Probability of random erasing with per-pixel noise."""
-    erase_area: tuple[Share, Share] = (0.02, 1 / 3)
-    """Smallest and largest share of the image that is erased."""
-    erase_aspect: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """The aspect ratio of the erased box is drawn between this and its inverse."""
-
-
-class BatchSection(Section):
-    """The global batch: P identities of K images each."""
-
-    identities: Positive = 8
-    """P; a multiple of `train.workers`, so that no identity is cut."""
-    images: Annotated[int, Field(ge=2)] = 16
-    """K; identities with fewer images repeat some."""
-
-
-class LossSection(Section):
-    """Sum over the model's heads of identification and triplet loss."""
-
-    id_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the label-smoothed cross entropy."""
-    triplet_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the batch-hard triplet loss."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the target spread over all identities."""
-    margin: Annotated[float, Field(gt=0.0)] | None = None
-    """Triplet margin; without one the soft margin log(1 + exp(d_ap - d_an)) is used."""
-
-
-class OptimSection(Section):
-    """The optimiser."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Update rule; `momentum` is read by SGD only."""
-    lr: Annotated[float, Field(gt=0.0)] = 0.005
-    """Base learning rate."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of SGD."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    """Weight decay on every parameter."""
-    bias_lr_factor: Annotated[float, Field(gt=0.0)] = 2.0
-    """Bias parameters learn at this multiple of the base rate."""
-    grad_clip: Annotated[float, Field(gt=0.0)] | None = None
-    """Largest norm of the whole gradient; none leaves it as it is."""
-
-
-class ScheduleSection(Section):
-    """Learning rate: linear warm-up, then a cosine that the warm-up does not shift."""
-
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 10
-    """Length of the warm-up in epochs."""
-    warmup_start_lr: Annotated[float, Field(ge=0.0)] = 5e-5
-    """Rate at epoch 0."""
-    min_lr: Annotated[float, Field(ge=0.0)] = 1e-5
-    """Rate at the end."""
-    granularity: Literal["epoch", "step"] = "epoch"
-    """Whether the rate changes at the start of an epoch or at every step."""
-
-
-class TrainSection(Section):
-    """The training run."""
-
-    epochs: Positive = 180
-    """Epochs; one is as many steps as it takes to show the number of training images."""
-    steps_per_epoch: Positive | None = None
-    """Overrides the length of an epoch, in steps."""
-    workers: Positive = 1
-    """Ray Train workers, one GPU each where there are GPUs."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; losses and weights stay fp32."""
-    checkpoint_epochs: Annotated[float, Field(gt=0.0)] = 1.0
-    """Epochs between checkpoints."""
-    keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept."""
-    validate_epochs: Positive = 1
-    """Epochs between validations, where `data.holdout` keeps identities for them."""
-    log_steps: Positive = 10
-    """Steps between two reports of the losses."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    """Worker failures after which the run gives up; each goes on from the last checkpoint."""
-
-
-class EmbedSection(Section):
-    """From images to embeddings."""
-
-    batch_size: Positive = 128
-    """Images a forward pass."""
-    flip: bool = False
-    """Add the embedding of the mirrored image before normalising."""
-    workers: Positive = 1
-    """Embedding actors, one GPU each where there are GPUs."""
-    rows_per_part: Positive = 512
-    """Rows of one output file; the unit that is repeated after a failure."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Storage type of the embeddings."""
-
-
-class EvaluateSection(Section):
-    """How the numbers are taken."""
-
-    protocol: Literal["market", "any_camera"] = "market"
-    """`market` leaves out gallery images of the query's identity under the query's camera;
-    `any_camera` leaves out the query image itself only."""
-
-
-class GallerySection(Section):
-    """The index that is searched."""
-
-    index: Literal["flat"] = "flat"
-    """`flat` is exact inner-product search."""
-    shards: Positive = 4
-    """Number of shards."""
-
-
-class RegistrySection(Section):
-    """Tracking and the model registry."""
-
-    experiment: str = "rayreid"
-    """MLflow experiment."""
-    name: str | None = None
-    """Registered model name; the default is made of the recipe's and the dataset's name."""
-    promote: Literal["better", "always", "never"] = "better"
-    """When `run` gives the new version the alias `champion`: `better` means no worse than the
-    champion on the same data, or no champion yet."""
-
-
-class TuneSection(Section):
-    """The search over recipes."""
-
-    trials: Positive = 8
-    """Recipes to try."""
-    epochs: Positive = 4
-    """Epochs of a trial that is not stopped early."""
-    concurrent: Positive = 1
-    """Trials at a time."""
-    holdout: Annotated[float, Field(gt=0.0, le=0.9)] = 0.3
-    """Share of the train identities the trials are scored on."""
-    grace_epochs: Positive = 1
-    """Epochs before ASHA may stop a trial."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """ASHA keeps one trial in this many at each rung."""
+WEIGHTS_SUFFIX = "_weights"
 
 
 class ModelSection(Section):
@@ -231,6 +42,14 @@ class ModelSection(Section):
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `reid_models.create_model`, without the name."""
         return {k: v for k, v in dict(self).items() if k != "name"}
+
+    def weights_files(self) -> dict[str, str]:
+        """Options that name a file of pretrained weights ("timm" is none), and the file."""
+        return {
+            k: v
+            for k, v in self.options().items()
+            if k.endswith(WEIGHTS_SUFFIX) and v not in (None, "timm")
+        }
 
 
 @lru_cache
@@ -273,11 +92,11 @@ def _model_of_name(value: object) -> object:
 class Recipe(Section):
     """An experiment from images to a promoted model version."""
 
-    recipe: str
+    recipe: Name
     """Name of the recipe; part of the names of runs and galleries."""
     dataset: str = "drawn"
     """Layout the images lie in; see `reid datasets`."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seeds initial weights, batches, augmentation and dropout."""
     model: Annotated[ModelSection, BeforeValidator(_model_of_name)]
     data: DataSection = DataSection()
@@ -311,6 +130,11 @@ class Recipe(Section):
         return plain
 
     @property
+    def title(self) -> str:
+        """First part of the names of the folders that the stages own."""
+        return f"{self.recipe}-{self.dataset}"
+
+    @property
     def model_name(self) -> str:
         """Name under which versions are registered."""
-        return self.registry.name or f"{self.recipe}-{self.dataset}"
+        return self.registry.name or self.title

@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import UserError
-from pipelines.recipe import ModelSection, Recipe, Section, model_section
+from pipelines.recipe import ModelSection, Recipe, model_section
+from pipelines.recipe_sections import Section
 
 DATASET_OVERRIDES = "dataset_overrides"
 SectionT = TypeVar("SectionT", bound=Section)
@@ -37,13 +38,38 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(
             f"{source}: a recipe is a mapping of keys; this holds {type(plain).__name__}"
         )
-    by_dataset = plain.pop(DATASET_OVERRIDES, {})
+    by_dataset = _dataset_overrides(plain, source)
     changes = [_parse_override(text) for text in overrides]
     dataset = next((v for k, v in reversed(changes) if k == ["dataset"]), plain.get("dataset"))
-    _merge(plain, by_dataset.get(dataset, {}))
+    _merge(plain, by_dataset.get(str(dataset)) or {})
     for path, value in changes:
         _assign(plain, path, value)
-    return check_recipe(plain, source)
+    return check_recipe(_with_absolute_weights(check_recipe(plain, source)), source)
+
+
+def _dataset_overrides(plain: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """Taken out of the recipe: the changes by dataset name."""
+    by_dataset = plain.pop(DATASET_OVERRIDES, None) or {}
+    if not isinstance(by_dataset, dict) or not all(
+        isinstance(change, dict | None) for change in by_dataset.values()
+    ):
+        raise UserError(
+            f"{source}: {DATASET_OVERRIDES} is a mapping of dataset names to keys of the recipe"
+        )
+    return {str(name): change for name, change in by_dataset.items()}
+
+
+def _with_absolute_weights(recipe: Recipe) -> dict[str, Any]:
+    """Workers and later commands run in other folders; a file that is not there is refused now."""
+    plain = recipe.to_dict()
+    for option, file in recipe.model.weights_files().items():
+        path = Path(file).expanduser().absolute()
+        if not path.is_file():
+            raise UserError(
+                f"model.{option}={file}: no such file; give a weights file, or `timm` to download"
+            )
+        plain["model"][option] = str(path)
+    return plain
 
 
 def check_recipe(plain: Mapping[str, Any], source: str) -> Recipe:
@@ -86,7 +112,10 @@ def _read(name: str) -> tuple[str, str]:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"{name}: no such recipe file")
-        return path.read_text(encoding="utf-8"), name
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not a text file in UTF-8 ({error.reason})") from error
     names = list_recipes()
     if name not in names:
         raise UserError(
@@ -144,7 +173,8 @@ def _explain(error: ValidationError, section: type[BaseModel], prefix: str) -> s
         return f"{prefix.removesuffix('.')}: {message}" if prefix else message
     if first["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}={first['input']!r}: {message}"
+    whole_section = isinstance(first["input"], dict)
+    return f"{key}: {message}" if whole_section else f"{key}={first['input']!r}: {message}"
 
 
 def _names_beside(path: list[str], section: type[BaseModel]) -> list[str]:

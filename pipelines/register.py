@@ -9,19 +9,21 @@ from pipelines.gallery_build import name_version
 from pipelines.gallery_build import run as run_gallery
 from pipelines.ingest import open_blocks
 from pipelines.recipe import Recipe
+from pipelines.recipe_file import dump_recipe
 from pipelines.registry import Tracker, register_model
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.tracking import tracked
-from pipelines.train import RECIPE_FILE, open_model
+from pipelines.train import open_model
 
 
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Register the recipe's model, or find it registered; the version becomes `challenger`."""
+    store.require_local("register")
     blocks = open_blocks(recipe, store, reporter)
-    model = open_model(recipe, store, reporter)
     evaluated = run_evaluate(recipe, store, reporter)
+    model = open_model(recipe, store, reporter)
     gallery = run_gallery(recipe, store, reporter)
     tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
     tags: dict[str, Any] = {
@@ -32,7 +34,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
         "evaluation": fingerprint(evaluated.values),
         "recipe": recipe.recipe,
     }
-    key = fingerprint(tags["weights_sha256"], gallery.uri)
+    key = fingerprint(tags["weights_sha256"], gallery.uri, recipe.model_name)
     with tracked(
         tracker,
         "register",
@@ -49,7 +51,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
             run_id,
             name=recipe.model_name,
             weights=model.folder.local(WEIGHTS),
-            recipe_yaml=model.folder.local(RECIPE_FILE),
+            recipe_yaml=dump_recipe(recipe),
             model_card=model.folder.read_json(CARD) | {"flip": recipe.embed.flip},
             metrics=evaluated.values["metrics"],
             tags=tags,

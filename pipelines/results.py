@@ -46,7 +46,7 @@ def write_page(
         facts={
             "Images": f"{values['images']:,} ({values['quarantined']} in quarantine)",
             "Search": f"{milliseconds:.2f} ms a query",
-            "Alias": model["alias"],
+            "Alias when made": model["alias"] or "none",
             "Checkpoint": values["checkpoint"],
             "Tracking": values["tracking"],
         },
@@ -64,7 +64,7 @@ def print_table(values: dict[str, Any], reporter: Reporter) -> None:
         "protocol": describe_protocol(protocol),
         "gallery": f"{values['rows']} images in {values['shards']} shards: {values['gallery']}",
         "search": f"{values['search_ms']:.2f} ms a query, top {TOP_K}",
-        "model": f"{model['name']} version {model['version']} ({model['alias']})",
+        "model": f"{model['name']} version {model['version']} ({model['alias'] or 'no alias'})",
         "report": values["report"],
         "tracking": values["tracking"],
         "seconds": seconds,

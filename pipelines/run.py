@@ -12,14 +12,15 @@ from typing import Any
 from pipelines import embed, evaluate, gallery_build, ingest, register, train
 from pipelines.blocks import Blocks
 from pipelines.console import Reporter
-from pipelines.evaluate import read_per_query
+from pipelines.evaluate import read_per_query, require_scorable
 from pipelines.ray_session import ray_session
 from pipelines.recipe import Recipe
-from pipelines.registry import PromotionRefusedError, Tracker, champion, promote
+from pipelines.registry import PromotionRefusedError, Tracker, aliases, promote, rolled_back
 from pipelines.results import write_page
 from pipelines.stage import StageResult, StageRun, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.tracking import listening, replay, step_logger, tracked
+from pipelines.train import weights_checksums
 from pipelines.train_loop import METRICS
 
 STAGES: dict[str, StageRun] = {
@@ -36,14 +37,15 @@ WITHOUT_EFFECT = ("tune",)
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Run all stages, or find the finished result."""
+    store.require_local("run")
     start = time.monotonic()
     ingested = ingest.run(recipe, store, reporter)
     first = {"ingest": time.monotonic() - start}
     blocks = Blocks.open(ingested.uri)
-    folder = store.room("results", recipe.model_name, pipeline_fingerprint(recipe, blocks))
+    folder = store.room("results", recipe.title, pipeline_fingerprint(recipe, blocks))
     with folder.lock():
-        done = folder.committed()
-        if done is not None and _still_there(done):
+        done = _still_true(folder.committed(), recipe, store)
+        if done is not None:
             names = [*STAGES, "promote", "report"]
             return StageResult(
                 stage="run", skipped=True, uri=folder.uri, values={**done, "skipped": names}
@@ -58,11 +60,21 @@ def pipeline_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     """SHA-256 of the data and the recipe."""
     plain = {k: v for k, v in recipe.to_dict().items() if k not in WITHOUT_EFFECT}
     plain["data"] = {k: v for k, v in plain["data"].items() if k != "root"}
+    plain["model"] |= weights_checksums(recipe)
     return fingerprint("run", blocks.fingerprint, plain)
 
 
-def _still_there(done: dict[str, Any]) -> bool:
-    return all(Folder.open(done[name]).exists() for name in ("gallery", "report"))
+def _still_true(done: dict[str, Any] | None, recipe: Recipe, store: Store) -> dict[str, Any] | None:
+    """A finished result with the alias that its version has today; None where its files or its
+    version are gone, or MLflow is another one now."""
+    if done is None or not all(Folder.open(done[name]).exists() for name in ("gallery", "report")):
+        return None
+    tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
+    model = done["model"]
+    held = aliases(tracker, model["name"], model["version"])
+    if tracker.uri != done["tracking"] or held is None:
+        return None
+    return {**done, "model": {**model, "alias": held[0] if held else None}}
 
 
 def _run(
@@ -73,10 +85,13 @@ def _run(
     folder: Folder,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
+    require_scorable(blocks, recipe.evaluate.protocol)
+    train.require_room(recipe)
+    embed.require_room(recipe)
     tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
     key = folder.name
     results: dict[str, StageResult] = {}
-    with tracked(tracker, recipe.model_name, key, params=recipe.to_dict()) as parent:
+    with tracked(tracker, recipe.title, key, params=recipe.to_dict()) as parent:
         tracker.log_dataset(
             parent,
             name=recipe.dataset,
@@ -122,19 +137,23 @@ def _stage(
     return result
 
 
-def _promote(recipe: Recipe, tracker: Tracker, version: int, reporter: Reporter) -> str:
+def _promote(recipe: Recipe, tracker: Tracker, version: int, reporter: Reporter) -> str | None:
     """The alias that the version ends up with."""
-    if recipe.registry.promote != "never":
+    mode = recipe.registry.promote
+    if mode == "always" or (
+        mode == "better" and not rolled_back(tracker, recipe.model_name, version)
+    ):
         try:
-            force = recipe.registry.promote == "always"
+            force = mode == "always"
             promote(tracker, recipe.model_name, version, force=force)
         except PromotionRefusedError as error:
             reporter.say(f"not promoted: {error}")
-    return "champion" if champion(tracker, recipe.model_name) == version else "challenger"
+    held = aliases(tracker, recipe.model_name, version)
+    return held[0] if held else None
 
 
 def _values(
-    results: dict[str, StageResult], store: Store, seconds: dict[str, float], alias: str
+    results: dict[str, StageResult], store: Store, seconds: dict[str, float], alias: str | None
 ) -> dict[str, Any]:
     return {
         "metrics": results["evaluate"].values["metrics"],

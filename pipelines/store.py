@@ -51,12 +51,16 @@ class Folder:
 
     @classmethod
     def open(cls, uri: str) -> "Folder":
-        """The folder of this path or URI. Nothing is created."""
+        """The folder of this path or URI; a `UserError` for a scheme that fsspec does not know or
+        has no package for. Nothing is created."""
         if uri.startswith("file://"):
             uri = uri.removeprefix("file://")
         if "://" not in uri:
             uri = str(Path(uri).expanduser().absolute())
-        fs, root = fsspec.core.url_to_fs(uri)
+        try:
+            fs, root = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{uri}: {error}") from error
         return cls(uri=uri, fs=fs, root=root)
 
     @property
@@ -135,7 +139,8 @@ class Folder:
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Declare the folder whole."""
-        self.clean()
+        if self.is_local:  # elsewhere no lock keeps out another command, whose files these may be
+            self.clean()
         self.write_json(MANIFEST, manifest)
 
     def committed(self) -> dict[str, Any] | None:
@@ -156,7 +161,8 @@ class Folder:
             yield
 
     def clean(self) -> None:
-        """Remove what killed runs left behind under temporary names."""
+        """Remove what killed runs left behind under temporary names. Never on remote stores, which
+        have no lock: there another command may be writing them, and a killed one leaves them."""
         for path in self.fs.glob(self.path(".tmp-*")):
             self.fs.rm(path, recursive=True)
 
@@ -177,6 +183,14 @@ class Store:
     def uri(self) -> str:
         """Absolute path or URI."""
         return self.folder.uri
+
+    def require_local(self, stage: str) -> None:
+        """Refuse a stage that needs plain files before it starts."""
+        if not self.folder.is_local:
+            raise UserError(
+                f"--store {self.uri}: {stage} keeps its runs and the model registry in plain "
+                "files; give a folder (on a cluster one that all nodes share)"
+            )
 
     def room(self, kind: str, name: str, print_: str) -> Folder:
         """`KIND/NAME-FINGERPRINT`, for instance `blocks/market1501-0123456789ab`."""

@@ -1,42 +1,42 @@
 """Training: Ray Train around the engine.
 
 A run's folder is named by everything that its weights depend on. The same command goes on from the
-newest checkpoint, or finds the run finished. Ray Train starts the workers, feeds them by Ray Data,
-and starts them again when one dies; where to go on is read from the run's own checkpoints in both
-cases.
+newest checkpoint, or finds the run finished.
 """
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import ray.train
 import torch
-from ray.train.torch import TorchTrainer
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.augment import Augmentation
-from pipelines.batches import BatchPlan, IdentityIndex, ImageReader, split_identities
+from pipelines.batches import (
+    BatchPlan,
+    ImageReader,
+    cameras_of,
+    split_identities,
+)
 from pipelines.blocks import Blocks
-from pipelines.checkpoints import latest_checkpoint, latest_step
 from pipelines.console import Bar, Reporter
 from pipelines.embedder import CARD, WEIGHTS, ModelCard, read_card
-from pipelines.engine import ScheduleConfig, verify_checkpoint
+from pipelines.engine import ScheduleConfig
 from pipelines.errors import UserError
-from pipelines.feed import Feed, in_order
+from pipelines.feed import Feed
+from pipelines.fit import fit
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
-from pipelines.recipe import Recipe
+from pipelines.recipe import WEIGHTS_SUFFIX, Recipe
 from pipelines.recipe_file import dump_recipe
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint, sha256_file
-from pipelines.train_loop import CHECKPOINTS, FINAL, METRICS, TrainJob, train_loop
+from pipelines.train_loop import FINAL, METRICS, TrainJob
 from pipelines.validation import HoldOut
 
 RECIPE_FILE = "recipe.yaml"
@@ -91,8 +91,9 @@ class ModelFolder:
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Train the recipe's model, go on with it, or find it trained."""
+    store.require_local("train")
     blocks = open_blocks(recipe, store, reporter)
-    folder = store.room("runs", recipe.model_name, training_fingerprint(recipe, blocks))
+    folder = store.room("runs", recipe.title, training_fingerprint(recipe, blocks))
     with folder.lock():
         done = folder.committed()
         skipped = done is not None
@@ -122,11 +123,29 @@ def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     """SHA-256 of the data's fingerprint and every setting that the weights depend on."""
     plain = recipe.to_dict()
     parts = {name: plain[name] for name in TRAINED_BY}
+    parts["model"] |= weights_checksums(recipe)
     for section, names in WITHOUT_EFFECT.items():
         parts[section] = {k: v for k, v in parts[section].items() if k not in names}
     if recipe.data.holdout:
         parts["protocol"] = recipe.evaluate.protocol  # of the held-out figures
     return fingerprint(blocks.fingerprint, parts)
+
+
+def weights_checksums(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the files of pretrained weights that the recipe names, by option."""
+    checksums = {}
+    for option, file in recipe.model.weights_files().items():
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"model.{option}={file}: no such file")
+        stat = path.stat()
+        checksums[option] = _checksum(str(path), stat.st_size, stat.st_mtime_ns)
+    return checksums
+
+
+@lru_cache
+def _checksum(path: str, size: int, modified_ns: int) -> str:
+    return sha256_file(LocalFileSystem(), path)
 
 
 def prepare(
@@ -148,86 +167,32 @@ def prepare(
         augmentation=Augmentation(flip=recipe.augment.flip, pad=recipe.augment.pad),
         seed=recipe.seed,
     )
-    feed = Feed(blocks, plan, reader, recipe.train.workers, schedule.total_steps)
+    cameras = cameras_of(blocks, train)
+    feed = Feed(blocks, cameras, plan, reader, recipe.train.workers, schedule.total_steps)
     job = TrainJob(
         recipe=recipe,
         blocks=blocks,
-        card=_card(recipe, blocks, train),
+        card=_card(recipe, cameras, len(train)),
         run=folder.local(),
         schedule=schedule,
         holdout=HoldOut(blocks, held, recipe.evaluate.protocol) if recipe.data.holdout else None,
-        threads=max(1, (os.cpu_count() or 1) // recipe.train.workers),
         report=report,
     )
     return job, feed
 
 
-def fit(
-    job: TrainJob, feed: Feed, *, callbacks: list[ray.train.UserCallback] | None = None
-) -> dict[str, float]:
-    """Run the job on the connected cluster; returns the last validation's figures."""
-    checkpoints = job.run / CHECKPOINTS
-
-    def dataset() -> "ray.data.Dataset":
-        return feed.dataset(latest_step(checkpoints))
-
-    newest = latest_checkpoint(checkpoints)
-    if newest is not None:
-        verify_checkpoint(newest)
-    section = job.recipe.train
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=section.workers, use_gpu=slots("GPU") >= section.workers
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray's own bookkeeping of one attempt; the run's state is in its checkpoints.
-            name=f"attempt-{uuid4().hex[:8]}",
-            storage_path=str(job.run / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
-            callbacks=callbacks,
-        ),
-        datasets={"train": dataset},
-        dataset_config=ray.train.DataConfig(
-            execution_options=in_order(), enable_shard_locality=False
-        ),
-    )
-    with _ctrl_c_interrupts():
-        result = trainer.fit()
-    return dict(result.return_value or {})
-
-
-@contextmanager
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """Ray Train installs its own SIGINT handler, which exits with status 0, and leaves it there."""
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as ended:
-        raise KeyboardInterrupt from ended
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, previous)
-
-
 def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -> dict[str, Any]:
+    require_room(recipe)
     job, feed = prepare(recipe, blocks, folder)
     folder.make()
     folder.write_json(CARD, job.card.to_dict())
     with folder.write(RECIPE_FILE) as file:
         file.write(dump_recipe(recipe).encode())
-    needed = recipe.train.workers + DATA_SLOTS
-    if slots("CPU") < needed:
-        raise UserError(
-            f"the cluster has {slots('CPU'):.0f} CPUs; train.workers={recipe.train.workers} and "
-            f"their data tasks need {needed}"
-        )
     with (
         reporter.bar("train", total=job.schedule.total_steps, unit="steps") as bar,
         _follow(job.run / METRICS, bar, reporter),
     ):
-        figures = fit(job, feed)
+        figures = fit(job, feed, say=reporter.say)
     weights = job.run / FINAL
     weights.replace(job.run / WEIGHTS)
     manifest = {
@@ -241,12 +206,30 @@ def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -
     return manifest
 
 
-def _card(recipe: Recipe, blocks: Blocks, train: IdentityIndex) -> ModelCard:
+def require_room(recipe: Recipe) -> None:
+    """Refuse more training workers than the connected cluster has room for: they would wait."""
+    workers, gpus = recipe.train.workers, slots("GPU")
+    needed = workers + DATA_SLOTS
+    if slots("CPU") < needed:
+        raise UserError(
+            f"the cluster has {slots('CPU'):.0f} CPUs; train.workers={workers} and "
+            f"their data tasks need {needed}"
+        )
+    if 0 < gpus < workers:
+        raise UserError(
+            f"train.workers={workers}, but the cluster has {gpus:.0f} GPUs: use as many workers at "
+            "most, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPUs"
+        )
+
+
+def _card(recipe: Recipe, cameras: tuple[str, ...], identities: int) -> ModelCard:
+    options = recipe.model.options()
     card = ModelCard(
         model=recipe.model.name,
-        options=recipe.model.options(),
-        num_classes=len(train),
-        cameras=tuple(blocks.train_cameras),
+        # A trained model needs no pretrained branches: their files stay behind.
+        options={k: None if k.endswith(WEIGHTS_SUFFIX) else v for k, v in options.items()},
+        num_classes=identities,
+        cameras=cameras,
         image_size=recipe.input.image_size,
         mean=recipe.input.mean,
         std=recipe.input.std,

@@ -8,6 +8,7 @@ moment ends with the same weights as one that was not.
 
 import json
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from pipelines.engine import (
     save_weights,
     train_step,
 )
+from pipelines.errors import UserError
 from pipelines.recipe import Recipe
 from pipelines.validation import HoldOut
 from reid_models.losses import ReidLoss
@@ -54,8 +56,6 @@ class TrainJob:
     """Folder of the run, on a filesystem that all workers share."""
     schedule: ScheduleConfig
     holdout: HoldOut | None
-    threads: int
-    """CPU threads of one worker."""
     report: bool
     """Whether validation figures go to `ray.train.report`, as a search needs them."""
 
@@ -73,15 +73,21 @@ class TrainJob:
 def train_loop(config: dict[str, Any]) -> dict[str, float]:
     """The function that Ray Train runs on every worker; returns the last validation's figures."""
     job: TrainJob = config["job"]
-    torch.set_num_threads(job.threads)
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    rank = context.get_world_rank()
+    if not job.run.is_dir():
+        raise UserError(
+            f"{job.run}: not there on host {socket.gethostname()}; training needs a --store on a "
+            "filesystem that all nodes share"
+        )
     state = build_state(job, ray.train.torch.get_device(), wrap=ray.train.torch.prepare_model)
     newest = latest_checkpoint(job.run / CHECKPOINTS)
     figures = {} if newest is None else load_checkpoint(newest, state)["figures"]
     batches = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=job.recipe.batch.identities
         * job.recipe.batch.images
-        // ray.train.get_context().get_world_size(),
+        // context.get_world_size(),
         batch_format="numpy",
         prefetch_batches=2,
     )
@@ -92,13 +98,16 @@ def build_state(job: TrainJob, device: torch.device, *, wrap: Any = None) -> Tra
     """A fresh state: initial weights depend on the recipe's seed alone."""
     recipe, section = job.recipe, job.recipe.optim
     torch.manual_seed(recipe.seed)
-    model = reid_models.create_model(
-        job.card.model,
-        job.card.num_classes,
-        image_size=job.card.image_size,
-        camera_count=len(job.card.cameras),
-        **recipe.model.options(),
-    )
+    try:
+        model = reid_models.create_model(
+            job.card.model,
+            job.card.num_classes,
+            image_size=job.card.image_size,
+            camera_count=len(job.card.cameras),
+            **recipe.model.options(),
+        )
+    except ValueError as error:  # weights that do not fit
+        raise UserError(f"model: {error}") from error
     model = model.to(device).to(memory_format=torch.channels_last)
     layout = model.loss_layout
     wrapped = model if wrap is None else wrap(model)

@@ -7,7 +7,6 @@ scores lie there, so a search that was killed goes on.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from ray.tune.schedulers import ASHAScheduler
 import tune_spaces
 from pipelines.blocks import Blocks
 from pipelines.checkpoints import latest_step
-from pipelines.console import Bar, Reporter
+from pipelines.console import Bar, Reporter, find_user_error
 from pipelines.errors import UserError
+from pipelines.fit import fit
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
@@ -28,31 +28,37 @@ from pipelines.registry import Tracker
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.tracking import tracked
-from pipelines.train import fit, prepare, training_fingerprint
+from pipelines.train import prepare, require_room, training_fingerprint
 from pipelines.train_loop import CHECKPOINTS, METRICS
 
 SCORE = "mAP"
 BEST = "best.yaml"
+ERROR_LENGTH = 500
 Params = dict[str, Any]
 
 
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Search, go on with a search, or find it done."""
+    store.require_local("tune")
     blocks = open_blocks(recipe, store, reporter)
     key = fingerprint(
         training_fingerprint(recipe, blocks),
         recipe.tune.model_dump(exclude={"concurrent"}),
         recipe.evaluate.protocol,
     )
-    folder = store.room("runs", f"tune-{recipe.model_name}", key)
+    folder = store.room("runs", f"tune-{recipe.title}", key)
     with folder.lock():
         done = folder.committed()
         skipped = done is not None
         if done is None:
             with ray_session(verbose=reporter.verbose, dashboard=True):
                 done = _search(recipe, blocks, folder, store, reporter)
-    return StageResult(stage="tune", skipped=skipped, uri=folder.uri, values=done)
+        # The same search may be asked for with another data root or registry: the file is today's.
+        with folder.write(BEST) as file:
+            file.write(dump_recipe(apply(recipe, done["best"]["params"])).encode())
+    values = {**done, "recipe": f"{folder.uri}/{BEST}"}
+    return StageResult(stage="tune", skipped=skipped, uri=folder.uri, values=values)
 
 
 def draw_trials(recipe: Recipe) -> list[Params]:
@@ -110,19 +116,22 @@ def _trial(config: dict[str, Any]) -> None:
     training."""
     recipe: Recipe = trial_recipe(config["recipe"], config["trial"]["params"])
     folder = Folder.open(f"{config['folder']}/trial-{config['trial']['number']:04d}").make()
-    for path in sorted(folder.local(METRICS).glob("validation-*.json")):
-        ray.tune.report(json.loads(path.read_text()))
     job, feed = prepare(recipe, config["blocks"], folder, report=True)
+    for path in sorted(folder.local(METRICS).glob("validation-*.json")):
+        figures = json.loads(path.read_text())
+        ray.tune.report({"epoch": figures["step"] // job.schedule.steps_per_epoch, **figures})
     if latest_step(folder.local(CHECKPOINTS)) < job.schedule.total_steps:
         fit(job, feed, callbacks=[TuneReportCallback()])
 
 
 class _Watch(ray.tune.Callback):
-    """In the driver: a child run for every trial, and the progress bar."""
+    """In the driver: what every trial reported, its child run, and the progress bar."""
 
     def __init__(self, tracker: Tracker, parent: str, key: str, bar: Bar) -> None:
         self.tracker, self.parent, self.key, self.bar = tracker, parent, key, bar
         self.runs: dict[int, str] = {}
+        self.scores: dict[int, dict[int, dict[str, float]]] = {}
+        """By trial and epoch: after a failure an epoch may be reported again."""
         self.ended: set[int] = set()
 
     def on_trial_result(
@@ -130,6 +139,7 @@ class _Watch(ray.tune.Callback):
     ) -> None:
         drawn = trial.config["trial"]
         run_id = self.runs.get(drawn["number"]) or self._start(drawn)
+        self.scores.setdefault(drawn["number"], {})[int(result["epoch"])] = _scores(result)
         time_ms = int(result["timestamp"] * 1000)
         points = [(k, v, int(result["epoch"]), time_ms) for k, v in _scores(result).items()]
         self.tracker.log_metrics(run_id, points)
@@ -140,6 +150,12 @@ class _Watch(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._end(trial, "FAILED")
+
+    def close(self) -> None:
+        """End the runs of the trials that were interrupted."""
+        for number, run_id in self.runs.items():
+            if number not in self.ended:
+                self.tracker.end_run(run_id, "KILLED")
 
     def _start(self, drawn: dict[str, Any]) -> str:
         number = drawn["number"]
@@ -179,7 +195,7 @@ def _search(
     concurrent = _fitting_trials(recipe)
     folder.make()
     tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
-    name = f"tune-{recipe.model_name}"
+    name = f"tune-{recipe.title}"
     with (
         tracked(tracker, name, folder.name, stage="tune", params=recipe.to_dict()) as parent,
         reporter.bar("tune", total=len(drawn), unit="trials") as bar,
@@ -212,43 +228,59 @@ def _search(
                 verbose=1 if reporter.verbose else 0,
             ),
         )
-        tuner.fit()
+        try:
+            results = tuner.fit()
+        finally:
+            watch.close()
         if len(watch.ended) < len(drawn):
             raise KeyboardInterrupt  # Tune takes Ctrl-C as a wish for the results so far
-        values = _collect(recipe, folder, drawn)
-        tracker.log_artifact_file(parent, folder.local(BEST))
+        values = _collect(watch, drawn, results)
+        for trial in values["trials"]:
+            if trial["error"]:
+                reporter.say(f"trial {trial['number']} failed: {trial['error']}")
+        tracker.log_dict(parent, apply(recipe, values["best"]["params"]).to_dict(), BEST)
     folder.commit(values)
     return values
 
 
 def _fitting_trials(recipe: Recipe) -> int:
-    """Trials at a time that the cluster has room for: a driver, the workers and a data task
-    each."""
+    """Trials at a time that the cluster has room for: a driver, the workers and a data task each,
+    and a GPU a worker where there are GPUs."""
+    require_room(recipe)
     each = 2 + recipe.train.workers
     room = int(slots("CPU") // each)
+    if slots("GPU"):
+        room = min(room, int(slots("GPU") // recipe.train.workers))
     if room < 1:
         raise UserError(f"a trial needs {each} CPUs, the cluster has {slots('CPU'):.0f}")
     return min(recipe.tune.concurrent, room)
 
 
-def _collect(recipe: Recipe, folder: Folder, drawn: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every trial's scores from its own folder, and the best recipe as a file."""
+def _collect(
+    watch: _Watch, drawn: list[dict[str, Any]], results: "ray.tune.ResultGrid"
+) -> dict[str, Any]:
+    """Every trial with its best scores among those that Tune saw, and the best trial.
+
+    Raises the first trial's error where none came to a score.
+    """
+    errors = {r.config["trial"]["number"]: r.error for r in results if r.error and r.config}
     trials: list[dict[str, Any]] = []
     for trial in drawn:
-        scores = _history(folder.local(f"trial-{trial['number']:04d}") / METRICS)
+        scores = list(watch.scores.get(trial["number"], {}).values())
         best = max(scores, key=lambda row: row[SCORE]) if scores else {}
-        trials.append({**trial, "epochs": len(scores), "best": _scores(best)})
+        error = errors.get(trial["number"])
+        reason = None if error is None else _reason(error)
+        trials.append({**trial, "epochs": len(scores), "best": best, "error": reason})
     scored = [trial for trial in trials if trial["best"]]
     if not scored:
-        raise UserError(f"no trial came to a score; see {folder.uri}")
-    winner = max(scored, key=lambda trial: float(trial["best"][SCORE]))
-    with folder.write(BEST) as file:
-        file.write(dump_recipe(apply(recipe, winner["params"])).encode())
-    return {"best": winner, "trials": trials, "recipe": f"{folder.uri}/{BEST}"}
+        raise next(iter(errors.values()), UserError("no trial came to a score"))
+    return {"best": max(scored, key=lambda trial: trial["best"][SCORE]), "trials": trials}
 
 
-def _history(metrics: Path) -> list[dict[str, float]]:
-    return [json.loads(path.read_text()) for path in sorted(metrics.glob("validation-*.json"))]
+def _reason(error: BaseException) -> str:
+    """One line: the user's mistake behind a trial's error, or the error's last line."""
+    mistake = find_user_error(error)
+    return str(mistake or str(error).strip().splitlines()[-1])[:ERROR_LENGTH]
 
 
 if __name__ == "__main__":

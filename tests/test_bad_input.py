@@ -162,6 +162,24 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     refused(reid("ingest", "demo", "--store", "/proc/store"), "/proc/store")
 
 
+def test_store_of_an_unknown_or_a_remote_kind(tmp_path: Path) -> None:
+    refused(reid("ingest", "demo", "--store", "foo://bucket"), "foo://bucket", "foo")
+    refused(reid("train", "demo", "--store", "memory://bucket"), "memory://bucket", "folder")
+    refused(reid("run", "demo", "--store", "memory://bucket"), "memory://bucket", "folder")
+
+
+@pytest.mark.ray
+def test_data_that_the_protocol_cannot_score_is_refused_before_training(
+    tmp_path: Path, image_folder: Callable[..., Path]
+) -> None:
+    root = image_folder(cameras=1, name="crops/train")
+    image_folder(identities=2, cameras=1, name="crops/query", prefix="t")
+    image_folder(identities=2, cameras=1, name="crops/gallery", prefix="t")
+    done = reid("run", *folder_args(root.parent), "--store", tmp_path / "s")
+    refused(done, "any_camera")
+    assert not (tmp_path / "s" / "runs").exists()
+
+
 def test_unknown_command_and_option() -> None:
     refused(reid("trian", "demo"), "trian")
     refused(reid("train", "demo", "--stroe", "x"), "--stroe")

@@ -9,7 +9,7 @@ import ray
 from pipelines.batches import BatchPlan
 from pipelines.blocks import Blocks, read_shard
 from pipelines.console import Reporter
-from pipelines.feed import Feed
+from pipelines.feed import Feed, _Pause
 from pipelines.ingest import open_blocks
 from pipelines.recipe_file import load_recipe
 from pipelines.store import Folder, Store
@@ -38,14 +38,14 @@ def plain_loop(feed: Feed, first: int) -> list[dict[str, np.ndarray]]:
         batch = feed.reader.read(rows, step, 0, tables)
         places = zip(rows.shard_B.tolist(), rows.row_B.tolist(), strict=True)
         names = [tables[shard]["camera"][row].as_py() for shard, row in places]
-        batch["camera"] = np.array([feed.blocks.train_cameras.index(name) for name in names])
+        batch["camera"] = np.array([feed.cameras.index(name) for name in names])
         batches.append(batch)
     return batches
 
 
 @pytest.mark.parametrize(("world", "first"), [(1, 0), (2, 0), (2, 5), (4, 3)])
 def test_workers_see_the_batches_of_a_plain_loop(feed: Feed, world: int, first: int) -> None:
-    here = Feed(feed.blocks, feed.plan, feed.reader, world, feed.total_steps)
+    here = Feed(feed.blocks, feed.cameras, feed.plan, feed.reader, world, feed.total_steps)
     shares = here.dataset(first).streaming_split(world, equal=True)
 
     @ray.remote(num_cpus=0)
@@ -81,3 +81,11 @@ def _keys(blocks: Blocks, plan: BatchPlan, step: int) -> list[str]:
     rows = plan.rows(step)
     places = zip(rows.shard_B.tolist(), rows.row_B.tolist(), strict=True)
     return [read_shard(blocks.folder, shard)["key"][row].as_py() for shard, row in places]
+
+
+def test_the_loop_of_ray_data_pauses(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its pause the loop spins while training is slower than decoding."""
+    steps = []
+    monkeypatch.setattr(_Pause, "on_execution_step", lambda self, executor: steps.append(1))
+    assert sum(1 for _ in feed.dataset(0).iter_batches(batch_size=None)) > 0
+    assert steps

@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.blocks import BLOCK_SCHEMA, read_rows, read_shard, write_shard
 from pipelines.console import Reporter
 from pipelines.datasets.manifest import MANIFEST_SCHEMA
 from pipelines.errors import UserError
 from pipelines.images import ImageError, intake
-from pipelines.ingest import _source_fingerprint
+from pipelines.ingest import _source_fingerprint, plan_shards
 from pipelines.pack import pack_shard
 from pipelines.recipe_file import load_recipe
 from pipelines.store import Folder
@@ -74,6 +75,38 @@ def test_source_fingerprint_covers_addresses_elsewhere() -> None:
     recipe = load_recipe("demo")
     one, other = rows_of(["s3://bucket/v1/a.jpg"]), rows_of(["s3://bucket/v2/a.jpg"])
     assert _source_fingerprint(recipe, one) != _source_fingerprint(recipe, other)
+
+
+def labelled(rows: list[tuple[str, str, str]]) -> pa.Table:
+    """(split, identity, role) of every row."""
+    blank = dict.fromkeys(MANIFEST_SCHEMA.names)
+    full = [
+        {**blank, "key": f"{n:05d}", "split": split, "identity": identity, "role": role}
+        for n, (split, identity, role) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(full, schema=MANIFEST_SCHEMA)
+
+
+def test_shards_hold_whole_identities_but_distractors_are_cut() -> None:
+    train = [("train", f"x/{i // 4}", "normal") for i in range(24)]
+    gallery = [("gallery", "x/0000", "distractor")] * 50 + [("gallery", "x/7", "normal")] * 30
+    cuts = plan_shards(labelled(train + gallery), 10)
+    assert cuts[:2] == [(0, 12), (12, 24)]
+    assert [stop - start for start, stop in cuts[2:]] == [10, 10, 10, 10, 10, 30]
+    lone = plan_shards(labelled([("train", "x/1", "junk")] * 25), 10)
+    assert lone == [(0, 25)]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (250, 260), (256, 512), (0, 600), (599, 600)])
+def test_a_part_of_a_shard_is_a_slice_of_it(tmp_path: Path, start: int, stop: int) -> None:
+    rows = labelled([("gallery", "x/1", "normal")] * 600)
+    for name in ("sha256", "image"):
+        values = [f"{name}{n}" for n in range(600)]
+        rows = rows.append_column(name, pa.array(values).cast(BLOCK_SCHEMA.field(name).type))
+    folder = Folder.open(str(tmp_path)).make()
+    write_shard(folder, 0, rows, {})
+    assert read_rows(folder, 0, start, stop).equals(rows.slice(start, stop - start))
+    assert read_shard(folder, 0).equals(rows)
 
 
 def test_text_like_picture_is_an_image_error() -> None:

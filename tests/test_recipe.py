@@ -30,6 +30,12 @@ def test_shipped_recipe_is_valid_and_reads_back(name: str) -> None:
         ("train=3", "train is a section"),
         ("train.epochs", "is not an override"),
         ("model.fusion_dim=100", "fusion_heads=12, got 100"),
+        ("model.cnn_weights=nowhere.safetensors", "model.cnn_weights=nowhere.safetensors: no such"),
+        ("augment.erase_area=[0.5,0.1]", "augment: erase_area=[0.5, 0.1]"),
+        ("dataset=[1]", "dataset=[1]"),
+        ("seed=-1", "seed=-1"),
+        ("registry.name=a/b", "registry.name='a/b'"),
+        ("recipe=../up", "recipe='../up'"),
     ],
 )
 def test_wrong_override_is_named(override: str, says: str) -> None:
@@ -44,6 +50,20 @@ def test_identities_must_divide_among_workers() -> None:
         load_recipe("demo", ["batch.identities=9", "train.workers=2"])
 
 
+def test_both_losses_switched_off_is_refused() -> None:
+    with pytest.raises(UserError, match="loss: id_weight and triplet_weight are both 0"):
+        load_recipe("demo", ["loss.id_weight=0", "loss.triplet_weight=0"])
+
+
+def test_weights_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("demo", ["model.cnn_weights=w.safetensors"])
+    assert recipe.model.weights_files() == {"cnn_weights": str(tmp_path / "w.safetensors")}
+    named = load_recipe("demo", ["model.cnn_weights=timm"])
+    assert named.model.weights_files() == {}
+
+
 def test_overrides_win_over_the_datasets_own_and_those_over_the_recipe() -> None:
     assert load_recipe("fusion_reid").batch.images == 16
     assert load_recipe("fusion_reid", ["dataset=pku_reid"]).batch.images == 8
@@ -55,13 +75,22 @@ def test_exponent_without_a_dot_is_a_number() -> None:
 
 
 def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
-    for text in ("- a\n", "recipe: [\n"):
+    bad = ("- a\n", "recipe: [\n", "recipe: \u00e9\n", "dataset_overrides: [1]\n")
+    for text in bad:
         path = tmp_path / "mine.yaml"
-        path.write_text(text)
+        path.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match="mine.yaml"):
             load_recipe(str(path))
     with pytest.raises(UserError, match="no such recipe file"):
         load_recipe(str(tmp_path / "other.yaml"))
+
+
+def test_empty_dataset_overrides_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump_recipe(load_recipe("demo")) + "dataset_overrides:\n")
+    assert load_recipe(str(path)) == load_recipe("demo")
+    path.write_text(dump_recipe(load_recipe("demo")) + "dataset_overrides: {drawn: }\n")
+    assert load_recipe(str(path)) == load_recipe("demo")
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

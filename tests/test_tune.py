@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 
 from pipelines.errors import UserError
 from pipelines.recipe_file import load_recipe
@@ -43,6 +45,21 @@ def test_warmup_keeps_its_share_in_trials_and_its_length_in_the_best_recipe() ->
 def test_wrong_parameter_is_refused() -> None:
     with pytest.raises(UserError, match="htm_depth"):
         apply(load_recipe("demo"), {"model.htm_depth": 0})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_search_whose_trials_all_fail_names_the_cause(tmp_path: Path) -> None:
+    trunk = timm.create_model("mobilenetv2_035", num_classes=0)
+    safetensors.torch.save_file(trunk.state_dict(), tmp_path / "other.safetensors")
+    settings = ("tune.trials=1", "tune.epochs=1", "tune.holdout=0.5", "batch.identities=2")
+    command = [sys.executable, "-m", "pipelines", "tune", "demo", *TINY, *settings]
+    command += [f"model.cnn_weights={tmp_path / 'other.safetensors'}", "--store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "other.safetensors" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("runs/*/manifest.json"))
 
 
 @pytest.mark.ray

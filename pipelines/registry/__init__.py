@@ -9,9 +9,10 @@ imported only when a `Tracker` is opened.
 from pipelines.registry.promotion import (
     PromotionRefusedError,
     PromotionResult,
-    champion,
+    aliases,
     promote,
     rollback,
+    rolled_back,
 )
 from pipelines.registry.registration import register_model
 from pipelines.registry.tracker import Tracker
@@ -20,8 +21,9 @@ __all__ = [
     "PromotionRefusedError",
     "PromotionResult",
     "Tracker",
-    "champion",
+    "aliases",
     "promote",
     "register_model",
     "rollback",
+    "rolled_back",
 ]

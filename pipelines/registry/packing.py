@@ -6,7 +6,6 @@ weights as safetensors, the model card and the recipe, and the source file that 
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ def check_weights(weights: Path) -> None:
 def packed_model(
     *,
     weights: Path,
-    recipe_yaml: Path,
+    recipe_yaml: str,
     card: "ModelCard",
     metadata: Mapping[str, Any],
     logged_model: "LoggedModel",
@@ -71,7 +70,7 @@ def packed_model(
         parts = Path(temporary)
         card_file, recipe = parts / "model_card.json", parts / "recipe.yaml"
         card_file.write_text(json.dumps(card.to_dict(), indent=1), encoding="utf-8")
-        shutil.copyfile(recipe_yaml, recipe)
+        recipe.write_text(recipe_yaml, encoding="utf-8")
         save_model(
             parts / "model",
             python_model=str(MODEL_CODE),

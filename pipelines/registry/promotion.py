@@ -100,10 +100,19 @@ def rollback(tracker: Tracker, name: str) -> int:
     return history[-1]
 
 
-def champion(tracker: Tracker, name: str) -> int | None:
-    """Version of the champion, None where nothing was promoted yet."""
+def aliases(tracker: Tracker, name: str, version: int) -> list[str] | None:
+    """Which of `champion` and `challenger` a version is; None where there is no such version."""
     model = find_model(tracker, name)
-    return _alias(model, CHAMPION) if model else None
+    versions = search_versions(tracker, f"name = '{name}'") if model else []
+    if model is None or version not in {int(found.version) for found in versions}:
+        return None
+    return [alias for alias in (CHAMPION, CHALLENGER) if _alias(model, alias) == version]
+
+
+def rolled_back(tracker: Tracker, name: str, version: int) -> bool:
+    """Whether a version was champion once and is no more."""
+    tags = tracker.client.get_model_version(name, str(version)).tags
+    return PROMOTED in tags and _alias(known_model(tracker, name), CHAMPION) != version
 
 
 def challenge(tracker: Tracker, version: "ModelVersion") -> None:

@@ -33,14 +33,15 @@ def register_model(
     *,
     name: str,
     weights: Path,
-    recipe_yaml: Path,
+    recipe_yaml: str,
     model_card: Mapping[str, Any],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
 ) -> int:
     """Make a version of these weights with this gallery and call it `challenger`; its number.
 
-    `weights` is a safetensors file, `model_card` the content of `pipelines.embedder.ModelCard`.
+    `weights` is a safetensors file, `recipe_yaml` a recipe's text, `model_card` the content of
+    `pipelines.embedder.ModelCard`.
     `tags` has at least `data_fingerprint` (of the data that the metrics were measured on),
     `protocol` and `gallery`; the checksum of the weights is added.
 

@@ -5,7 +5,7 @@ Plain numpy and Arrow: no cluster, no tracker, no index library.
 
 from pipelines.retrieval.embeddings import EmbeddingSet, load_embeddings
 from pipelines.retrieval.evaluation import Evaluation, describe_protocol, evaluate
-from pipelines.retrieval.protocol import PROTOCOLS
+from pipelines.retrieval.protocol import PROTOCOLS, usable_queries
 from pipelines.retrieval.ranking import top_matches
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "evaluate",
     "load_embeddings",
     "top_matches",
+    "usable_queries",
 ]

@@ -22,12 +22,7 @@ from pipelines.retrieval.metrics import (
     cmc_curve,
     inverse_negative_penalty,
 )
-from pipelines.retrieval.protocol import (
-    NOT_A_NORMAL_ROW,
-    Relevance,
-    no_usable_query,
-    relevance,
-)
+from pipelines.retrieval.protocol import Relevance, relevance, usable_queries
 from pipelines.retrieval.ranking import DEFAULT_MEMORY_MB, rank_matches
 
 CMC_LENGTH = 50
@@ -66,6 +61,7 @@ def evaluate(
     query_split: str = "query",
     gallery_split: str = "gallery",
     flip: bool | None = None,
+    junk_left_out: int = 0,
     memory_mb: int = DEFAULT_MEMORY_MB,
 ) -> Evaluation:
     """Rank the gallery for every query and average.
@@ -75,6 +71,7 @@ def evaluate(
         protocol: `market` or `any_camera`, see `pipelines.retrieval.protocol`.
         flip: whether the embeddings hold the sum over the image and its mirror image; only passed
             on into the protocol. None: not known.
+        junk_left_out: junk images that were never embedded; counted with the junk taken out here.
         memory_mb: limit of the working memory beside the embeddings, see `rank_matches`.
 
     Raises:
@@ -98,7 +95,7 @@ def evaluate(
     metrics |= {f"R{rank}": float(cmc[rank - 1]) for rank in CMC_RANKS}
     return Evaluation(
         metrics=metrics,
-        protocol=_describe(embeddings, task, protocol=protocol, flip=flip),
+        protocol=_describe(embeddings, task, protocol, flip, junk_left_out),
         cmc=tuple(cmc.tolist()),
         per_query=per_query,
     )
@@ -116,16 +113,7 @@ def prepare(
     gallery = all_gallery.take(np.asarray(pc.not_equal(all_gallery.rows["role"], "junk")))
     if not len(gallery):
         raise UserError(f"all {len(all_gallery)} rows of split {gallery_split} are junk")
-    judged = relevance(queries.rows, gallery.rows, protocol=protocol)
-    normal_Q = np.asarray(pc.equal(queries.rows["role"], "normal"))
-    reasons = [
-        judged.reason_to_drop(query) if normal else NOT_A_NORMAL_ROW
-        for query, normal in enumerate(normal_Q)
-    ]
-    used_Q = np.array([reason is None for reason in reasons])
-    dropped = Counter(reason for reason in reasons if reason is not None)
-    if not used_Q.any():
-        raise no_usable_query(queries.rows, gallery.rows, dropped)
+    used_Q, dropped = usable_queries(queries.rows, gallery.rows, protocol=protocol)
     used = queries.take(used_Q)
     return RankingTask(
         queries=used,
@@ -170,7 +158,11 @@ def _per_query(keys: pa.ChunkedArray, ranks: list[Rows]) -> pa.Table:
 
 
 def _describe(
-    embeddings: EmbeddingSet, task: RankingTask, *, protocol: str, flip: bool | None
+    embeddings: EmbeddingSet,
+    task: RankingTask,
+    protocol: str,
+    flip: bool | None,
+    junk_left_out: int,
 ) -> dict[str, Any]:
     distractors = pc.sum(pc.equal(task.gallery.rows["role"], "distractor")).as_py()
     return {
@@ -181,7 +173,7 @@ def _describe(
         "queries_dropped": dict(sorted(task.dropped.items())),
         "gallery_size": len(task.gallery),
         "distractors": int(distractors),
-        "junk_removed": task.junk_removed,
+        "junk_removed": task.junk_removed + junk_left_out,
         "flip": flip,
         "rerank": False,
         "embedding_dim": embeddings.dim,

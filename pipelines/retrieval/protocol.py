@@ -118,7 +118,31 @@ def relevance(queries: pa.Table, gallery: pa.Table, *, protocol: str) -> Relevan
     )
 
 
-def no_usable_query(queries: pa.Table, gallery: pa.Table, dropped: Counter[str]) -> UserError:
+def usable_queries(
+    queries: pa.Table, gallery: pa.Table, *, protocol: str
+) -> tuple[np.ndarray, Counter[str]]:
+    """Which of `queries` [Q] have a right answer in `gallery` [G] (no junk rows in it).
+
+    Returns:
+        bool [Q], and how many were dropped for which reason.
+
+    Raises:
+        UserError: none has; names the cause.
+    """
+    judged = relevance(queries, gallery, protocol=protocol)
+    normal_Q = np.asarray(pc.equal(queries["role"], "normal"))
+    reasons = [
+        judged.reason_to_drop(query) if normal else NOT_A_NORMAL_ROW
+        for query, normal in enumerate(normal_Q)
+    ]
+    dropped = Counter(reason for reason in reasons if reason is not None)
+    used_Q = np.array([reason is None for reason in reasons], dtype=bool)
+    if not used_Q.any():
+        raise _no_usable_query(queries, gallery, dropped)
+    return used_Q, dropped
+
+
+def _no_usable_query(queries: pa.Table, gallery: pa.Table, dropped: Counter[str]) -> UserError:
     """The error for a set of queries of which none has a right answer; names the cause."""
     cameras = sorted(set(pc.drop_null(gallery["camera"]).to_pylist()))
     causes = []

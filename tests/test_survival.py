@@ -1,0 +1,117 @@
+"""Ctrl-C in the long stages: exit 130, one line, the same command goes on. A worker that dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+REID = [sys.executable, "-m", "pipelines"]
+LIMIT = 600
+LONG = ("train.steps_per_epoch=200", "train.checkpoint_epochs=0.02")
+
+
+def interrupt(command: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    """Run in a process group of its own, and send SIGINT to it as a terminal does."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + LIMIT
+    while not when():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def require_interrupted(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("reid: interrupted")
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Processes of this name among the children of a process, and theirs."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()[1:]]
+    parents = {int(child): int(parent) for child, parent, _ in rows}
+    found = []
+    for child, _, arguments in rows:
+        above = int(child)
+        while above in parents and above != pid:
+            above = parents[above]
+        if above == pid and arguments.startswith(name):
+            found.append(int(child))
+    return found
+
+
+def test_a_killed_worker_is_started_again_and_the_weights_are_the_same(tmp_path: Path) -> None:
+    settings = ("train.steps_per_epoch=20", "train.epochs=2", "train.checkpoint_epochs=0.1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [*REID, "train", "demo", *TINY, *settings, "--json", "--store"]
+    plain = subprocess.run([*command, str(whole)], capture_output=True, text=True, timeout=LIMIT)
+    assert plain.returncode == 0, plain.stderr
+
+    process = subprocess.Popen(
+        [*command, str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + LIMIT
+    while not any(broken.glob("runs/*/checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = descendants(process.pid, "ray::RayTrainWorker")
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "train: a worker failed, going on from step" in err
+    shas = [json.loads(text.splitlines()[-1])["weights_sha256"] for text in (plain.stdout, out)]
+    assert shas[0] == shas[1]
+
+
+def run_states(store: Path) -> dict[str, list[str]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("rayreid")
+    states: dict[str, list[str]] = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        states.setdefault(run.data.tags["rayreid.stage"], []).append(run.info.status)
+    return states
+
+
+def test_ctrl_c_in_training(tmp_path: Path) -> None:
+    command = [*REID, "run", "demo", *TINY, *LONG, "--store", str(tmp_path), "--json"]
+    done = interrupt(command, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*")))
+    require_interrupted(done)
+    assert run_states(tmp_path)["train"] == ["KILLED"]
+    assert run_states(tmp_path)["pipeline"] == ["KILLED"]
+    assert not list(tmp_path.glob("runs/*/manifest.json"))
+
+
+def test_ctrl_c_in_a_search(tmp_path: Path) -> None:
+    settings = ("tune.trials=2", "tune.epochs=2", "tune.holdout=0.5", "batch.identities=2")
+    command = [*REID, "tune", "demo", *TINY, *settings, "--store", str(tmp_path), "--json"]
+    done = interrupt(command, lambda: any(tmp_path.glob("runs/*/trial-*/metrics/validation-*")))
+    require_interrupted(done)
+    states = run_states(tmp_path)
+    assert states["tune"] == ["KILLED"]
+    assert "RUNNING" not in states.get("trial", [])
+    assert not list(tmp_path.glob("runs/*/manifest.json"))
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert again.returncode == 0, again.stderr
+    values = json.loads(again.stdout.splitlines()[-1])
+    assert [trial["epochs"] > 0 for trial in values["trials"]] == [True, True]
+    assert set(run_states(tmp_path)["trial"]) == {"FINISHED"}
