@@ -1,12 +1,14 @@
 """What a person sees: progress on stderr, one JSON object on stdout, errors in one line."""
 
+import atexit
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -87,10 +89,10 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
         command.main(args=args, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as help_:
         click.echo(help_.format_message())
-        sys.exit(2)
+        _leave(2)
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("reid: interrupted; the same command goes on from what is committed\n")
-        sys.exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
@@ -100,7 +102,20 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
         if mistake is None:
             raise
         _fail(str(mistake))
-    sys.exit(0)
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process once its exit handlers have run and its output is out.
+
+    Native libraries would then take down their threads in an order that nobody controls: a command
+    that had answered was seen to end with "terminate called without an active exception".
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(status)
 
 
 def find_user_error(error: BaseException) -> UserError | None:
@@ -118,6 +133,6 @@ def find_user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"reid: {' '.join(message.split())}\n")
-    sys.exit(2)
+    _leave(2)

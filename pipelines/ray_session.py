@@ -64,8 +64,10 @@ def quiet_ray(*, verbose: bool) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    # Tune writes a failed trial's traceback as an error; the search names the cause in a line.
+    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     if not verbose:
         # Ray prints its raylet's notices to stdout whatever `log_to_driver` says; stdout is for the
         # answer.

@@ -19,13 +19,14 @@ from pipelines.thumbnails import load_thumbnail
 THUMBNAIL_BOX = (128, 192)
 METRIC_NAMES = {
     "mAP": "mAP (step)",
-    "mAP_trapezoid": "mAP (trapezoid)",
-    "mINP": "mINP",
     "R1": "Rank-1",
     "R5": "Rank-5",
     "R10": "Rank-10",
     "R20": "Rank-20",
+    "mINP": "mINP",
+    "mAP_trapezoid": "mAP (trapezoid)",
 }
+"""In the order in which the page shows them."""
 PLOT_WIDTH, PLOT_HEIGHT = 420, 250
 PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 42, 12, 410, 212
 
@@ -57,7 +58,7 @@ def write_report(
     template = files("pipelines").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         title=title,
-        metrics=[(METRIC_NAMES.get(name, name), value) for name, value in metrics.items()],
+        metrics=[(text, metrics[name]) for name, text in METRIC_NAMES.items() if name in metrics],
         protocol_line=describe_protocol(protocol),
         plot=_plot(cmc),
         facts=[*_gallery_facts(gallery or {}), *(facts or {}).items()],

@@ -94,7 +94,7 @@ def page(tmp_path, picture, evaluated) -> tuple[str, Page]:
     write_report(
         tmp_path / "out" / "report.html",
         title="A & B",
-        metrics=evaluation.metrics,
+        metrics=dict(sorted(evaluation.metrics.items())),
         protocol=evaluation.protocol,
         cmc=evaluation.cmc,
         queries=[query],
@@ -117,6 +117,8 @@ def test_the_page_states_figures_and_protocol(page, evaluated):
     _, evaluation = evaluated
     for value in evaluation.metrics.values():
         assert f"{value:.2f} %" in parsed.text
+    names = ["mAP (step)", "Rank-1", "Rank-5", "Rank-10", "Rank-20", "mINP", "mAP (trapezoid)"]
+    assert sorted(names, key=parsed.text.index) == names
     for words in ("market", "step AP", "queries used", "no flip", "no re-ranking"):
         assert words in parsed.text
     for words in ("1,234 in 2 shards", "tiny 3", "2.00 MB", "1 ms", "A & B", "<x>", "q<1>"):

@@ -1,43 +1,19 @@
-"""Ctrl-C in the long stages: exit 130, one line, the same command goes on. A worker that dies."""
+"""Training goes on: Ctrl-C ends it with 130 in one line; a worker that dies is started again."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.commands import LIMIT, REID, interrupt, require_interrupted, run_states
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-REID = [sys.executable, "-m", "pipelines"]
-LIMIT = 600
 LONG = ("train.steps_per_epoch=200", "train.checkpoint_epochs=0.02")
-
-
-def interrupt(command: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
-    """Run in a process group of its own, and send SIGINT to it as a terminal does."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + LIMIT
-    while not when():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=LIMIT)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def require_interrupted(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 130, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("reid: interrupted")
 
 
 def descendants(pid: int, name: str) -> list[int]:
@@ -80,17 +56,6 @@ def test_a_killed_worker_is_started_again_and_the_weights_are_the_same(tmp_path:
     assert shas[0] == shas[1]
 
 
-def run_states(store: Path) -> dict[str, list[str]]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("rayreid")
-    states: dict[str, list[str]] = {}
-    for run in client.search_runs([experiment.experiment_id]):
-        states.setdefault(run.data.tags["rayreid.stage"], []).append(run.info.status)
-    return states
-
-
 def test_ctrl_c_in_training(tmp_path: Path) -> None:
     command = [*REID, "run", "demo", *TINY, *LONG, "--store", str(tmp_path), "--json"]
     done = interrupt(command, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*")))
@@ -98,20 +63,3 @@ def test_ctrl_c_in_training(tmp_path: Path) -> None:
     assert run_states(tmp_path)["train"] == ["KILLED"]
     assert run_states(tmp_path)["pipeline"] == ["KILLED"]
     assert not list(tmp_path.glob("runs/*/manifest.json"))
-
-
-def test_ctrl_c_in_a_search(tmp_path: Path) -> None:
-    settings = ("tune.trials=2", "tune.epochs=2", "tune.holdout=0.5", "batch.identities=2")
-    command = [*REID, "tune", "demo", *TINY, *settings, "--store", str(tmp_path), "--json"]
-    done = interrupt(command, lambda: any(tmp_path.glob("runs/*/trial-*/metrics/validation-*")))
-    require_interrupted(done)
-    states = run_states(tmp_path)
-    assert states["tune"] == ["KILLED"]
-    assert "RUNNING" not in states.get("trial", [])
-    assert not list(tmp_path.glob("runs/*/manifest.json"))
-
-    again = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    assert again.returncode == 0, again.stderr
-    values = json.loads(again.stdout.splitlines()[-1])
-    assert [trial["epochs"] > 0 for trial in values["trials"]] == [True, True]
-    assert set(run_states(tmp_path)["trial"]) == {"FINISHED"}

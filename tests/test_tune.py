@@ -12,6 +12,7 @@ import timm
 from pipelines.errors import UserError
 from pipelines.recipe_file import load_recipe
 from pipelines.tune import apply, draw_trials, trial_recipe
+from tests.commands import interrupt, require_interrupted, run_states
 from tests.conftest import TINY
 
 
@@ -64,10 +65,17 @@ def test_search_whose_trials_all_fail_names_the_cause(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_search_stops_weak_trials_and_writes_the_best_recipe(tmp_path: Path) -> None:
+def test_interrupted_search_goes_on_and_writes_the_best_recipe(tmp_path: Path) -> None:
     settings = ("tune.trials=3", "tune.epochs=2", "tune.concurrent=2", "tune.holdout=0.5")
     command = [sys.executable, "-m", "pipelines", "tune", "demo", *TINY, *settings]
     command += ["batch.identities=2", "--store", str(tmp_path), "--json"]
+    validated = "runs/*/trial-*/metrics/validation-*"
+    require_interrupted(interrupt(command, lambda: any(tmp_path.glob(validated))))
+    states = run_states(tmp_path)
+    assert states["tune"] == ["KILLED"]
+    assert "RUNNING" not in states.get("trial", [])
+    assert not list(tmp_path.glob("runs/*/manifest.json"))
+
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout.splitlines()[-1])
@@ -80,12 +88,7 @@ def test_search_stops_weak_trials_and_writes_the_best_recipe(tmp_path: Path) -> 
         section, key = name.split(".")
         assert getattr(getattr(recipe, section), key) == value
 
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("rayreid").experiment_id])
-    stages = [run.data.tags["rayreid.stage"] for run in runs]
-    assert sorted(stages) == ["trial", "trial", "trial", "tune"]
+    assert run_states(tmp_path) == {"tune": ["FINISHED"], "trial": ["FINISHED"] * 3}
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert json.loads(again.stdout.splitlines()[-1]) == values
