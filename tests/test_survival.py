@@ -32,7 +32,7 @@ def descendants(pid: int, name: str) -> list[int]:
 
 
 def test_a_killed_worker_is_started_again_and_the_weights_are_the_same(tmp_path: Path) -> None:
-    settings = ("train.steps_per_epoch=20", "train.epochs=2", "train.checkpoint_epochs=0.1")
+    settings = ("train.steps_per_epoch=12", "train.epochs=1", "train.checkpoint_epochs=0.2")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [*REID, "train", "demo", *TINY, *settings, "--json", "--store"]
     plain = subprocess.run([*command, str(whole)], capture_output=True, text=True, timeout=LIMIT)
