@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
+import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -67,7 +68,8 @@ def _attempt(
     section = job.recipe.train
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": job},
+        # By reference: Ray's controller would import torch and timm to read it.
+        train_loop_config={"job": ray.put(job)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=section.workers, use_gpu=slots("GPU") > 0
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -72,7 +73,7 @@ class TrainJob:
 
 def train_loop(config: dict[str, Any]) -> dict[str, float]:
     """The function that Ray Train runs on every worker; returns the last validation's figures."""
-    job: TrainJob = config["job"]
+    job: TrainJob = ray.get(config["job"])
     context = ray.train.get_context()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     rank = context.get_world_rank()

@@ -33,6 +33,15 @@ TINY = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray run one after the other, in one of the workers of `pytest -n`: two
+    Rays would fight for the cores, and time out."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray in this process, with the dashboard's parts, which free the CPUs of stopped trials."""

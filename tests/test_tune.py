@@ -1,18 +1,19 @@
 """The search: deterministic trials, real trainings, a recipe that `train` takes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import timm
+from ray.exceptions import RayTaskError
 
+from pipelines.console import Reporter, find_user_error
 from pipelines.errors import UserError
 from pipelines.recipe_file import load_recipe
-from pipelines.tune import apply, draw_trials, trial_recipe
-from tests.commands import interrupt, require_interrupted, run_states
+from pipelines.store import Store
+from pipelines.tune import apply, draw_trials, run, trial_recipe
+from tests.commands import REID, interrupt, require_interrupted, run_states
 from tests.conftest import TINY
 
 
@@ -50,25 +51,26 @@ def test_wrong_parameter_is_refused() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_search_whose_trials_all_fail_names_the_cause(tmp_path: Path) -> None:
+def test_search_whose_trials_all_fail_names_the_cause(ray_session: None, tmp_path: Path) -> None:
     trunk = timm.create_model("mobilenetv2_035", num_classes=0)
-    safetensors.torch.save_file(trunk.state_dict(), tmp_path / "other.safetensors")
+    file = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(trunk.state_dict(), file)
     settings = ("tune.trials=1", "tune.epochs=1", "tune.holdout=0.5", "batch.identities=2")
-    command = [sys.executable, "-m", "pipelines", "tune", "demo", *TINY, *settings]
-    command += [f"model.cnn_weights={tmp_path / 'other.safetensors'}", "--store", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "other.safetensors" in done.stderr.splitlines()[-1]
+    recipe = load_recipe("demo", [*TINY, *settings, f"model.cnn_weights={file}"])
+    with pytest.raises(RayTaskError) as failed:
+        run(recipe, Store.open(str(tmp_path)), Reporter())
+    assert "other.safetensors" in str(find_user_error(failed.value))
     assert not list(tmp_path.glob("runs/*/manifest.json"))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_interrupted_search_goes_on_and_writes_the_best_recipe(tmp_path: Path) -> None:
+def test_interrupted_search_goes_on_and_writes_the_best_recipe(
+    ray_session: None, tmp_path: Path
+) -> None:
     settings = ("tune.trials=2", "tune.epochs=2", "tune.concurrent=2", "tune.holdout=0.5")
-    command = [sys.executable, "-m", "pipelines", "tune", "demo", *TINY, *settings]
-    command += ["batch.identities=2", "--store", str(tmp_path), "--json"]
+    overrides = [*TINY, *settings, "batch.identities=2"]
+    command = [*REID, "tune", "demo", *overrides, "--store", str(tmp_path)]
     validated = "runs/*/trial-*/metrics/validation-*"
     require_interrupted(interrupt(command, lambda: any(tmp_path.glob(validated))))
     states = run_states(tmp_path)
@@ -76,19 +78,21 @@ def test_interrupted_search_goes_on_and_writes_the_best_recipe(tmp_path: Path) -
     assert "RUNNING" not in states.get("trial", [])
     assert not list(tmp_path.glob("runs/*/manifest.json"))
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout.splitlines()[-1])
+    recipe, store = load_recipe("demo", overrides), Store.open(str(tmp_path))
+    found = run(recipe, store, Reporter())
+    values = found.values
+    assert not found.skipped
     assert len(values["trials"]) == 2
     assert all(1 <= trial["epochs"] <= 2 and trial["best"]["mAP"] > 0 for trial in values["trials"])
     best = max(values["trials"], key=lambda trial: trial["best"]["mAP"])
     assert values["best"] == best
-    recipe = load_recipe(values["recipe"])
+    written = load_recipe(values["recipe"])
     for name, value in best["params"].items():
         section, key = name.split(".")
-        assert getattr(getattr(recipe, section), key) == value
+        assert getattr(getattr(written, section), key) == value
 
     assert run_states(tmp_path) == {"tune": ["FINISHED"], "trial": ["FINISHED"] * 2}
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert json.loads(again.stdout.splitlines()[-1]) == values
+    again = run(recipe, store, Reporter())
+    assert again.skipped
+    assert json.loads(json.dumps(again.values)) == json.loads(json.dumps(values))
