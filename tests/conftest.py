@@ -33,7 +33,7 @@ TINY = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, which it does in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start a Ray run one after the other, in one of the workers of `pytest -n`: two
     Rays would fight for the cores, and time out."""
