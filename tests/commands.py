@@ -1,5 +1,7 @@
-"""Commands in processes of their own: started, interrupted, and looked at from outside."""
+"""Commands, in this process where only what they do is asked, and in processes of their own where
+it matters how they start and end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,9 +9,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
 
 REID = [sys.executable, "-m", "pipelines"]
 LIMIT = 600
+
+
+def answer(*args: object) -> dict[str, Any]:
+    """What the command answers with `--json`, run in this process and, if it has one, on its Ray.
+
+    An error comes out as it is: `UserError` for the user's mistake.
+    """
+    from pipelines.cli import reid
+
+    done = CliRunner().invoke(reid, [*map(str, args), "--json"], catch_exceptions=False)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def interrupt(command: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,5 @@
 """Embedding around the model: what is left out, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 
 from pipelines import embed, evaluate
@@ -15,7 +13,10 @@ from tests.conftest import TINY
 pytestmark = pytest.mark.ray
 
 
-def test_junk_is_not_embedded_but_counted(ray_session: None, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a recipe on figures with junk, trained for an epoch by the first test that needs it."""
+    root = tmp_path_factory.mktemp("figures")
     figures = DrawnConfig(
         train_identities=8,
         test_identities=4,
@@ -26,19 +27,24 @@ def test_junk_is_not_embedded_but_counted(ray_session: None, tmp_path: Path) -> 
         image_size=(64, 32),
         seed=0,
     )
-    draw_dataset(figures, tmp_path / "images")
-    recipe = load_recipe(
-        "demo",
-        [*TINY, "dataset=market1501", f"data.root={tmp_path / 'images'}", "train.epochs=1"],
-    )
-    store, reporter = Store.open(str(tmp_path / "store")), Reporter()
+    draw_dataset(figures, root)
+    return [*TINY, "dataset=market1501", f"data.root={root}", "train.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def store(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(str(tmp_path_factory.mktemp("store")))
+
+
+def test_junk_is_not_embedded_but_counted(overrides: list[str], store: Store) -> None:
+    recipe, reporter = load_recipe("demo", overrides), Reporter()
     protocol = evaluate.run(recipe, store, reporter).values["protocol"]
     rows = embed.run(recipe, store, reporter).values["rows"]
     assert protocol["junk_removed"] == 5
     assert rows == protocol["gallery_size"] + protocol["queries_used"]
 
 
-def test_more_actors_than_the_cluster_has_room_for(ray_session: None, tmp_path: Path) -> None:
-    recipe = load_recipe("demo", [*TINY, "embed.workers=64", "train.epochs=1"])
+def test_more_actors_than_the_cluster_has_room_for(overrides: list[str], store: Store) -> None:
+    recipe = load_recipe("demo", [*overrides, "embed.workers=64", "embed.rows_per_part=7"])
     with pytest.raises(UserError, match=r"embed\.workers=64"):
-        embed.run(recipe, Store.open(str(tmp_path)), Reporter())
+        embed.run(recipe, store, Reporter())

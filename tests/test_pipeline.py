@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.errors import UserError
 from pipelines.gallery import open_gallery
+from tests.commands import LIMIT, REID, answer
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-REID = [sys.executable, "-m", "pipelines"]
-LIMIT = 600
 
 
 def reid(*args: object) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def reid(*args: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def answer(*args: object) -> dict[str, Any]:
+def answer_of_a_process(*args: object) -> dict[str, Any]:
     done = reid(*args, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -53,7 +53,7 @@ def some(store: Path, pattern: str) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return answer("demo", *TINY, "--store", tmp_path_factory.mktemp("whole"))
+    return answer_of_a_process("demo", *TINY, "--store", tmp_path_factory.mktemp("whole"))
 
 
 def test_answer_has_what_other_programs_rely_on(finished: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def test_answer_has_what_other_programs_rely_on(finished: dict[str, Any]) -> Non
 
 def test_second_run_does_nothing_and_says_the_same(finished: dict[str, Any]) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path(finished["store"]).rglob("*.parquet")}
-    again = answer("demo", *TINY, "--store", finished["store"])
+    again = answer_of_a_process("demo", *TINY, "--store", finished["store"])
     assert set(again["skipped"]) >= {"ingest", "train", "embed", "evaluate", "gallery", "register"}
     assert again["metrics"] == finished["metrics"]
     assert again["model"] == finished["model"]
@@ -90,10 +90,10 @@ def test_killed_runs_end_with_the_same_numbers(finished: dict[str, Any], tmp_pat
     run_and_kill(tmp_path, some(tmp_path, "runs/*/checkpoints/step-000003"))
 
     run_and_kill(tmp_path, some(tmp_path, "galleries/*/shard-*.faiss"))
-    resumed = answer("demo", *TINY, "--store", tmp_path)
+    resumed = answer_of_a_process("demo", *TINY, "--store", tmp_path)
     assert resumed["metrics"] == finished["metrics"]
     assert sha(resumed) == sha(finished)
-    assert reid("gallery", "verify", resumed["gallery"]).returncode == 0
+    assert not answer("gallery", "verify", resumed["gallery"])["problems"]
 
 
 def sha(result: dict[str, Any]) -> str:
@@ -122,13 +122,11 @@ def test_search_refuses_what_it_cannot_use(finished: dict[str, Any], tmp_path: P
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
     for image, says in ((text, "not an image"), (tmp_path / "none.jpg", "No such file")):
-        done = reid("search", finished["gallery"], image)
-        assert done.returncode == 2
-        assert str(image) in done.stderr
-        assert says in done.stderr
-    done = reid("search", tmp_path, text)
-    assert done.returncode == 2
-    assert "no gallery" in done.stderr
+        with pytest.raises(UserError, match=says) as refused:
+            answer("search", finished["gallery"], image)
+        assert str(image) in str(refused.value)
+    with pytest.raises(UserError, match="no gallery"):
+        answer("search", tmp_path, text)
 
 
 def test_search_refuses_a_model_of_another_dimension(
@@ -146,10 +144,9 @@ def test_search_refuses_a_model_of_another_dimension(
     save_weights(tmp_path / WEIGHTS, model)
     (tmp_path / CARD).write_text(json.dumps(other.to_dict()))
     image = next(Path(finished["store"]).glob("drawn/*/images/query/0*"))
-    done = reid("search", finished["gallery"], image, "--model", tmp_path)
-    assert done.returncode == 2
-    assert str(card.embedding_dim) in done.stderr
-    assert str(other.embedding_dim) in done.stderr
+    with pytest.raises(UserError, match=str(card.embedding_dim)) as refused:
+        answer("search", finished["gallery"], image, "--model", tmp_path)
+    assert str(other.embedding_dim) in str(refused.value)
 
 
 def test_registered_version_embeds_like_the_trained_model(finished: dict[str, Any]) -> None:
@@ -195,7 +192,7 @@ def test_tracking_has_a_run_with_nested_stages(finished: dict[str, Any]) -> None
 
 
 def test_other_registry_name_does_not_train_again_and_tells_todays_alias(
-    finished: dict[str, Any],
+    ray_session: None, finished: dict[str, Any]
 ) -> None:
     args = ("run", "demo", *TINY, "registry.name=rolled", "--store", finished["store"])
     named = answer(*args)
@@ -216,6 +213,5 @@ def test_other_registry_name_does_not_train_again_and_tells_todays_alias(
 def test_promote_and_rollback(finished: dict[str, Any]) -> None:
     promoted = answer("promote", "demo-drawn", 1, "--store", finished["store"])
     assert (promoted["version"], promoted["alias"]) == (1, "champion")
-    done = reid("rollback", "demo-drawn", "--store", finished["store"])
-    assert done.returncode == 2
-    assert "no earlier champion" in done.stderr
+    with pytest.raises(UserError, match="no earlier champion"):
+        answer("rollback", "demo-drawn", "--store", finished["store"])
