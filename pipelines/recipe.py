@@ -20,14 +20,18 @@ from pipelines.recipe_sections import (
     EvaluateSection,
     GallerySection,
     InputSection,
-    LossSection,
     Name,
-    OptimSection,
     RegistrySection,
-    ScheduleSection,
     Section,
-    TrainSection,
     TuneSection,
+)
+from pipelines.recipe_training import (
+    AverageSection,
+    LossSection,
+    OptimSection,
+    ScheduleSection,
+    TrainSection,
+    UnfreezeSection,
 )
 
 WEIGHTS_SUFFIX = "_weights"
@@ -107,6 +111,8 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
+    average: AverageSection = AverageSection()
+    unfreeze: UnfreezeSection = UnfreezeSection()
     train: TrainSection = TrainSection()
     embed: EmbedSection = EmbedSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -121,7 +127,26 @@ class Recipe(Section):
                 f"batch.identities={self.batch.identities} is not a multiple of "
                 f"train.workers={self.train.workers}"
             )
+        self._check_epochs()
         return self
+
+    def _check_epochs(self) -> None:
+        from pipelines.engine import AverageConfig, ScheduleConfig  # torch, as for the model
+
+        try:
+            schedule = ScheduleConfig(
+                epochs=self.train.epochs,
+                steps_per_epoch=self.train.steps_per_epoch or 1,
+                **self.schedule.model_dump(),
+            )
+        except ValueError as error:
+            raise ValueError(f"schedule: {error}") from error
+        average = self.average.model_dump()
+        if average["kind"] != "none" and AverageConfig(**average).members(schedule) == 0:
+            raise ValueError(
+                f"average.start_epoch={self.average.start_epoch:g} lies behind the last epoch, "
+                f"train.epochs={self.train.epochs}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that YAML and JSON hold; `Recipe.model_validate` takes them back."""

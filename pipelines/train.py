@@ -36,7 +36,8 @@ from pipelines.recipe import WEIGHTS_SUFFIX, Recipe
 from pipelines.recipe_file import dump_recipe
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint, sha256_file
-from pipelines.train_loop import FINAL, METRICS, TrainJob
+from pipelines.train_job import TrainJob, trained_parts
+from pipelines.train_loop import FINAL, METRICS
 from pipelines.validation import HoldOut
 
 RECIPE_FILE = "recipe.yaml"
@@ -51,6 +52,8 @@ TRAINED_BY = (
     "loss",
     "optim",
     "schedule",
+    "average",
+    "unfreeze",
     "train",
 )
 WITHOUT_EFFECT = {
@@ -168,7 +171,6 @@ def prepare(
         seed=recipe.seed,
     )
     cameras = cameras_of(blocks, train)
-    feed = Feed(blocks, cameras, plan, reader, recipe.train.workers, schedule.total_steps)
     job = TrainJob(
         recipe=recipe,
         blocks=blocks,
@@ -178,7 +180,8 @@ def prepare(
         holdout=HoldOut(blocks, held, recipe.evaluate.protocol) if recipe.data.holdout else None,
         report=report,
     )
-    return job, feed
+    steps = schedule.total_steps + job.estimation_steps
+    return job, Feed(blocks, cameras, plan, reader, recipe.train.workers, steps)
 
 
 def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -> dict[str, Any]:
@@ -239,9 +242,12 @@ def _card(recipe: Recipe, cameras: tuple[str, ...], identities: int) -> ModelCar
     )
     try:
         with torch.device("meta"):
-            return replace(card, embedding_dim=card.create_model().embedding_dim)
+            model = card.create_model()
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    with torch.device("meta"):
+        trained_parts(recipe, model)  # refuse what the model does not have before a worker starts
+    return replace(card, embedding_dim=model.embedding_dim)
 
 
 @contextmanager

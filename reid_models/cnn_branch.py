@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import AvgPool2dSame
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -82,7 +83,10 @@ def _build_trunk(name: str, last_stride: int) -> Any:
 
 def _undo_dilation(trunk: nn.Module) -> None:
     """Turn timm's stride-for-dilation trade into the plain last stride 1 of re-identification."""
-    for module in trunk.modules():
+    for name, module in list(trunk.named_modules()):
+        if isinstance(module, AvgPool2dSame) and module.stride == (1, 1):
+            # Shortcuts that would pool before they halve the resolution: here they do not halve it.
+            trunk.set_submodule(name, nn.Identity())
         if isinstance(module, nn.Conv2d) and max(module.dilation) > 1:
             assert not isinstance(module.padding, str)
             module.padding = tuple(

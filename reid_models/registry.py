@@ -7,6 +7,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from reid_models.fusion_reid import FusionReID, FusionReIDOptions
+from reid_models.la_transformer import (
+    LATransformer,
+    LATransformerOptions,
+    LATransformerPPOptions,
+)
+from reid_models.levit import LEViTLarge, LEViTOptions, LEViTSmall
+from reid_models.lvit_net import LViTNet, LViTNetOptions
 from reid_models.model import ReidModel
 from reid_models.weights import load_model
 
@@ -19,6 +26,11 @@ class _Entry:
 
 _MODELS = {
     "fusion_reid": _Entry(FusionReID, FusionReIDOptions),
+    "la_transformer": _Entry(LATransformer, LATransformerOptions),
+    "la_transformer_pp": _Entry(LATransformer, LATransformerPPOptions),
+    "levit_l": _Entry(LEViTLarge, LEViTOptions),
+    "levit_s": _Entry(LEViTSmall, LEViTOptions),
+    "lvit_net": _Entry(LViTNet, LViTNetOptions),
 }
 
 
