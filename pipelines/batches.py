@@ -6,11 +6,16 @@ out. An identity's images are dealt K at a time from a shuffled deck that is shu
 runs out, so every image is seen. One worker or eight, a resumed run or an unbroken one, Ray Data
 or a plain loop see the very same images.
 
-Legend: I identities, P identities a batch, K images an identity, B = P K images a batch.
+The `shuffle` sampler knows no identities: a pass is a random order of all N images, cut into
+batches; the N mod B last ones sit it out.
+
+Legend: I identities, P identities a batch, K images an identity, B = P K images a batch, N images.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +25,8 @@ from pipelines.blocks import Blocks, read_shard
 from pipelines.counter_random import counter_hash, permutation
 from pipelines.errors import UserError
 from pipelines.images import Interpolation, decode
+
+Sampler = Literal["identities", "shuffle"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,15 @@ class BatchPlan:
     seed: int
     identities: int
     images: int
+    sampler: Sampler = "identities"
 
     def __post_init__(self) -> None:
-        if len(self.index) < self.identities:
+        if self.sampler == "shuffle" and self.index.images < self.batch_size:
+            raise UserError(
+                f"batch.identities={self.identities} times batch.images={self.images} is more than "
+                f"the {self.index.images} training images; lower one of them or add images"
+            )
+        if self.sampler == "identities" and len(self.index) < self.identities:
             raise UserError(
                 f"batch.identities={self.identities}, but only {len(self.index)} train identities "
                 "have enough images (data.min_images); lower batch.identities or add images"
@@ -77,7 +90,10 @@ class BatchPlan:
         return max(1, round(self.index.images / self.batch_size))
 
     def rows(self, step: int) -> "BatchRows":
-        """The global batch of this step: P blocks of K rows, each block one identity."""
+        """The global batch of this step; of the `identities` sampler P blocks of K rows, each block
+        one identity."""
+        if self.sampler == "shuffle":
+            return self._shuffled(step)
         steps_per_pass = len(self.index) // self.identities
         pass_, slot = divmod(step, steps_per_pass)
         order_I = permutation(len(self.index), "identity order", self.seed, pass_)
@@ -89,6 +105,19 @@ class BatchPlan:
             label_B=np.repeat(label_P, self.images),
         )
 
+    def _shuffled(self, step: int) -> "BatchRows":
+        count = self.index.images
+        pass_, slot = divmod(step, count // self.batch_size)
+        image_B = _image_order(count, self.seed, pass_)[slot * self.batch_size :][: self.batch_size]
+        end_I = np.cumsum(self.index.count_I)
+        label_B = np.searchsorted(end_I, image_B, side="right")
+        number_B = image_B - (end_I - self.index.count_I)[label_B]
+        return BatchRows(
+            shard_B=self.index.shard_I[label_B],
+            row_B=self.index.first_row_I[label_B] + number_B,
+            label_B=label_B,
+        )
+
     def _deal(self, label: int, visit: int) -> np.ndarray:
         """int64 [K]: which of its images the identity shows at its `visit`-th turn."""
         count = int(self.index.count_I[label])
@@ -96,6 +125,12 @@ class BatchPlan:
         shuffle, turn = divmod(visit, turns)
         deck = permutation(count, "image deck", self.seed, label, shuffle)
         return np.take(deck, np.arange(turn * self.images, (turn + 1) * self.images), mode="wrap")
+
+
+@lru_cache(maxsize=2)
+def _image_order(count: int, seed: int, pass_: int) -> np.ndarray:
+    """int64 [N]: the images in the order of a pass of the `shuffle` sampler."""
+    return permutation(count, "image order", seed, pass_)
 
 
 @dataclass(frozen=True)
@@ -107,7 +142,7 @@ class BatchRows:
     label_B: np.ndarray
 
     def of_rank(self, rank: int, world: int) -> "BatchRows":
-        """The contiguous slice of a rank; identities stay whole."""
+        """The contiguous slice of a rank; identities that the sampler kept whole stay whole."""
         size = len(self.label_B) // world
         part = slice(rank * size, (rank + 1) * size)
         return BatchRows(self.shard_B[part], self.row_B[part], self.label_B[part])

@@ -275,8 +275,8 @@ def search(
             )
 
 
-for _module in ("pipelines.cli_registry", "pipelines.cli_lists"):
-    for _command in import_module(_module).COMMANDS:
+for _module in ("cli_registry", "cli_lists", "cli_explain", "cli_import"):
+    for _command in import_module(f"pipelines.{_module}").COMMANDS:
         reid.add_command(_command)
 
 

@@ -9,7 +9,6 @@ Memory: a part of decoded pixels and its embeddings in each task or actor, whate
 size.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -36,11 +35,12 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     store.require_local("embed")
     blocks = open_blocks(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
-    settings = recipe.embed.model_dump(exclude={"workers"})
+    settings = recipe.embed.model_dump(exclude={"workers", "model"})
     # A part's number means other rows where the shards are cut otherwise.
     parts = plan_parts(blocks, recipe.embed.rows_per_part)
     plan = [(part.shard, part.start, part.stop) for part in parts]
-    print_ = fingerprint(blocks.fingerprint, model.weights_sha256, settings, plan)
+    card = model.card.to_dict()
+    print_ = fingerprint(blocks.fingerprint, model.weights_sha256, card, settings, plan)
     folder = store.room("embeddings", recipe.title, print_)
     with folder.lock():
         done = folder.committed()
@@ -78,7 +78,7 @@ def _embed(
     require_room(recipe)
     out.make()
     missing = [part for part in parts if not out.exists(part.file)]
-    card = replace(model.card, flip=recipe.embed.flip)
+    card = model.card
     decoder = PartDecoder(blocks.folder, card.cameras, card.image_size, card.interpolation)
     gpu = slots("GPU") > 0
     arguments = {
@@ -116,6 +116,7 @@ def _embed(
         "data_fingerprint": blocks.fingerprint,
         "weights_sha256": model.weights_sha256,
         "flip": recipe.embed.flip,
+        "precision": recipe.embed.precision,
     }
     out.commit(manifest)
     return manifest

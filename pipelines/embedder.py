@@ -10,9 +10,9 @@ Legend: B batch, H height, W width, D embedding dimension.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ import reid_models
 from pipelines.engine import load_weights, to_model_input
 from pipelines.errors import UserError
 from pipelines.images import Interpolation, decode, intake
+from pipelines.recipe import WEIGHTS_SUFFIX, Recipe
+from pipelines.recipe_sections import Precision
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
@@ -45,6 +47,48 @@ class ModelCard:
     flip: bool
     """Whether the mirrored image's embedding is added."""
     embedding_dim: int
+    precision: Precision = "fp32"
+    """Arithmetic of the network; the embeddings are float32."""
+
+    @classmethod
+    def of_recipe(
+        cls, recipe: Recipe, *, cameras: tuple[str, ...], num_classes: int
+    ) -> "ModelCard":
+        """The recipe's model for these training cameras and identities.
+
+        Raises:
+            UserError: the model cannot be built so.
+        """
+        # A trained model needs no pretrained branches: their files stay behind.
+        options = recipe.model.options().items()
+        return cls(
+            model=recipe.model.name,
+            options={k: None if k.endswith(WEIGHTS_SUFFIX) else v for k, v in options},
+            num_classes=num_classes,
+            cameras=cameras,
+            image_size=recipe.input.image_size,
+            mean=recipe.input.mean,
+            std=recipe.input.std,
+            interpolation=recipe.input.interpolation,
+            flip=recipe.embed.flip,
+            precision=recipe.embed.precision,
+            embedding_dim=0,
+        )._measured()
+
+    def as_embedded_by(self, recipe: Recipe) -> Self:
+        """The card of the same weights, with what the recipe takes for the embedding."""
+        section = recipe.embed
+        card = replace(self, flip=section.flip, precision=section.precision)
+        if section.model is not None:
+            return card
+        return replace(card, options=card.options | recipe.model.embedding_options())._measured()
+
+    def _measured(self) -> Self:
+        try:
+            with torch.device("meta"):
+                return replace(self, embedding_dim=self.create_model().embedding_dim)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "ModelCard":
@@ -96,9 +140,12 @@ class Embedder:
         pixels = torch.from_numpy(np.ascontiguousarray(image_BHW3))
         images = to_model_input(pixels, mean=self.card.mean, std=self.card.std, device=self.device)
         cameras = torch.from_numpy(camera_B.copy()).to(self.device)
-        embedding_BD = self.model(images, cameras).embedding.float()
-        if self.card.flip:
-            embedding_BD = embedding_BD + self.model(images.flip(-1), cameras).embedding.float()
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.card.precision == "bf16"
+        ):
+            embedding_BD = self.model(images, cameras).embedding.float()
+            if self.card.flip:
+                embedding_BD = embedding_BD + self.model(images.flip(-1), cameras).embedding.float()
         return functional.normalize(embedding_BD).cpu().numpy()
 
     def embed_files(self, data: Sequence[bytes], cameras: Sequence[str | None]) -> np.ndarray:

@@ -19,7 +19,8 @@ from pipelines.console import find_user_error
 from pipelines.engine import verify_checkpoint
 from pipelines.feed import Feed, in_order
 from pipelines.ray_session import slots
-from pipelines.train_loop import CHECKPOINTS, TrainJob, train_loop
+from pipelines.train_job import TrainJob
+from pipelines.train_loop import CHECKPOINTS, train_loop
 
 REASON_LENGTH = 300
 

@@ -9,7 +9,6 @@ import ray
 
 from pipelines.console import Reporter
 from pipelines.embed import run as run_embed
-from pipelines.embedder import CARD
 from pipelines.errors import UserError
 from pipelines.evaluate import run as run_evaluate
 from pipelines.gallery import BuiltShard, ShardJob, build_gallery
@@ -37,14 +36,13 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     with folder.lock():
         skipped = folder.exists(GALLERY)
         if not skipped:
-            card = model.folder.read_json(CARD) | {"flip": recipe.embed.flip}
             made_by = {
                 "name": recipe.model_name,
                 "version": None,
                 "folder": model.folder.uri,
                 "weights_sha256": model.weights_sha256,
                 "embedding_dim": embedded.values["dimension"],
-                "card": card,
+                "card": model.card.to_dict(),
             }
             figures = {name: evaluated.values[name] for name in ("metrics", "protocol")}
             build(embedded.uri, folder, recipe.gallery, made_by, figures, reporter)

@@ -20,17 +20,25 @@ from pipelines.recipe_sections import (
     EvaluateSection,
     GallerySection,
     InputSection,
-    LossSection,
     Name,
-    OptimSection,
     RegistrySection,
-    ScheduleSection,
     Section,
-    TrainSection,
     TuneSection,
+)
+from pipelines.recipe_training import (
+    AverageSection,
+    LossSection,
+    OptimSection,
+    ScheduleSection,
+    TrainSection,
+    UnfreezeSection,
 )
 
 WEIGHTS_SUFFIX = "_weights"
+VIEWS = "view_count"
+EMBEDDING_PREFIX = "embed_"
+"""A model's options with this prefix choose what of the network is the embedding; no weight and no
+loss depends on them."""
 
 
 class ModelSection(Section):
@@ -42,6 +50,10 @@ class ModelSection(Section):
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `reid_models.create_model`, without the name."""
         return {k: v for k, v in dict(self).items() if k != "name"}
+
+    def embedding_options(self) -> dict[str, Any]:
+        """The options that choose what is the embedding, which a trained model may change."""
+        return {k: v for k, v in self.options().items() if k.startswith(EMBEDDING_PREFIX)}
 
     def weights_files(self) -> dict[str, str]:
         """Options that name a file of pretrained weights ("timm" is none), and the file."""
@@ -65,6 +77,12 @@ def model_section(name: str) -> type[ModelSection]:
 
     def check(self: ModelSection) -> ModelSection:
         options(**self.options())
+        views = self.options().get(VIEWS, 0)
+        if views > 1:
+            raise ValueError(
+                f"{VIEWS}={views}: the pipeline feeds cameras only; a network takes views from "
+                "Python, so leave it at 0"
+            )
         return self
 
     section = create_model(
@@ -107,6 +125,8 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
+    average: AverageSection = AverageSection()
+    unfreeze: UnfreezeSection = UnfreezeSection()
     train: TrainSection = TrainSection()
     embed: EmbedSection = EmbedSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -121,7 +141,26 @@ class Recipe(Section):
                 f"batch.identities={self.batch.identities} is not a multiple of "
                 f"train.workers={self.train.workers}"
             )
+        self._check_epochs()
         return self
+
+    def _check_epochs(self) -> None:
+        from pipelines.engine import AverageConfig, ScheduleConfig  # torch, as for the model
+
+        try:
+            schedule = ScheduleConfig(
+                epochs=self.train.epochs,
+                steps_per_epoch=self.train.steps_per_epoch or 1,
+                **self.schedule.model_dump(),
+            )
+        except ValueError as error:
+            raise ValueError(f"schedule: {error}") from error
+        average = self.average.model_dump()
+        if average["kind"] != "none" and AverageConfig(**average).members(schedule) == 0:
+            raise ValueError(
+                f"average.start_epoch={self.average.start_epoch:g} lies behind the last epoch, "
+                f"train.epochs={self.train.epochs}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that YAML and JSON hold; `Recipe.model_validate` takes them back."""

@@ -1,6 +1,7 @@
 """The sections of a recipe: every setting with its type, range, default and meaning.
 
-The model's own section is made from its options in `pipelines.recipe`.
+Those of the training itself are in `pipelines.recipe_training`; the model's own section is made
+from its options in `pipelines.recipe`.
 """
 
 from typing import Annotated, Literal, Self
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = tuple[Positive, Positive]
+Precision = Literal["fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 """Part of the names of folders and of registered models."""
 
@@ -92,89 +94,25 @@ class AugmentSection(Section):
 
 
 class BatchSection(Section):
-    """The global batch: P identities of K images each."""
+    """The global batch: P identities of K images each, or as many images of anybody."""
 
+    sampler: Literal["identities", "shuffle"] = "identities"
+    """`identities` takes K images of each of P identities; `shuffle` takes P K images in a random
+    order of all, in which many may have no other image of their identity."""
     identities: Positive = 8
     """P; a multiple of `train.workers`, so that no identity is cut."""
     images: Annotated[int, Field(ge=2)] = 16
     """K; identities with fewer images repeat some."""
 
 
-class LossSection(Section):
-    """Sum over the model's heads of identification and triplet loss."""
-
-    id_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the label-smoothed cross entropy."""
-    triplet_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the batch-hard triplet loss."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the target spread over all identities."""
-    margin: Annotated[float, Field(gt=0.0)] | None = None
-    """Triplet margin; without one the soft margin log(1 + exp(d_ap - d_an)) is used."""
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
-        if self.id_weight == 0 and self.triplet_weight == 0:
-            raise ValueError("id_weight and triplet_weight are both 0: nothing would be learned")
-        return self
-
-
-class OptimSection(Section):
-    """The optimiser."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Update rule; `momentum` is read by SGD only."""
-    lr: Annotated[float, Field(gt=0.0)] = 0.005
-    """Base learning rate."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of SGD."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    """Weight decay on every parameter."""
-    bias_lr_factor: Annotated[float, Field(gt=0.0)] = 2.0
-    """Bias parameters learn at this multiple of the base rate."""
-    grad_clip: Annotated[float, Field(gt=0.0)] | None = None
-    """Largest norm of the whole gradient; none leaves it as it is."""
-
-
-class ScheduleSection(Section):
-    """Learning rate: linear warm-up, then a cosine that the warm-up does not shift."""
-
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 10
-    """Length of the warm-up in epochs."""
-    warmup_start_lr: Annotated[float, Field(ge=0.0)] = 5e-5
-    """Rate at epoch 0."""
-    min_lr: Annotated[float, Field(ge=0.0)] = 1e-5
-    """Rate at the end."""
-    granularity: Literal["epoch", "step"] = "epoch"
-    """Whether the rate changes at the start of an epoch or at every step."""
-
-
-class TrainSection(Section):
-    """The training run."""
-
-    epochs: Positive = 180
-    """Epochs; one is as many steps as it takes to show the number of training images."""
-    steps_per_epoch: Positive | None = None
-    """Overrides the length of an epoch, in steps."""
-    workers: Positive = 1
-    """Ray Train workers, one GPU each where the cluster has GPUs."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; losses and weights stay fp32."""
-    checkpoint_epochs: Annotated[float, Field(gt=0.0)] = 1.0
-    """Epochs between checkpoints."""
-    keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept."""
-    validate_epochs: Positive = 1
-    """Epochs between validations, where `data.holdout` keeps identities for them."""
-    log_steps: Positive = 10
-    """Steps between two reports of the losses."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    """Worker failures after which the run gives up; each goes on from the last checkpoint."""
-
-
 class EmbedSection(Section):
     """From images to embeddings."""
 
+    model: str | None = None
+    """Folder of a trained or an imported model that embeds, with its own options, in place of the
+    recipe's, which is then not trained."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; `bf16` is about twice as fast where the processor has it."""
     batch_size: Positive = 128
     """Images a forward pass."""
     flip: bool = False

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.console import Reporter
-from pipelines.embedder import CARD, WEIGHTS
+from pipelines.embedder import WEIGHTS
 from pipelines.evaluate import run as run_evaluate
 from pipelines.gallery_build import name_version
 from pipelines.gallery_build import run as run_gallery
@@ -52,7 +52,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
             name=recipe.model_name,
             weights=model.folder.local(WEIGHTS),
             recipe_yaml=dump_recipe(recipe),
-            model_card=model.folder.read_json(CARD) | {"flip": recipe.embed.flip},
+            model_card=model.card.to_dict(),
             metrics=evaluated.values["metrics"],
             tags=tags,
         )

@@ -61,6 +61,8 @@ def pipeline_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     plain = {k: v for k, v in recipe.to_dict().items() if k not in WITHOUT_EFFECT}
     plain["data"] = {k: v for k, v in plain["data"].items() if k != "root"}
     plain["model"] |= weights_checksums(recipe)
+    if recipe.embed.model is not None:
+        plain["embed"]["model"] = (train.named_folder(recipe).committed() or {})["weights_sha256"]
     return fingerprint("run", blocks.fingerprint, plain)
 
 
@@ -86,7 +88,9 @@ def _run(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     require_scorable(blocks, recipe.evaluate.protocol)
-    train.require_room(recipe)
+    names = [name for name in STAGES if name != "train" or recipe.embed.model is None]
+    if "train" in names:
+        train.require_room(recipe)
     embed.require_room(recipe)
     tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
     key = folder.name
@@ -100,7 +104,7 @@ def _run(
             profile=blocks.manifest["images"],
         )
         reporter.parent_run = parent
-        for name in STAGES:
+        for name in names:
             start = time.monotonic()
             results[name] = _stage(name, recipe, store, reporter, tracker, f"{key}/{name}")
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
@@ -109,7 +113,7 @@ def _run(
         start = time.monotonic()
         version = results["register"].values["model"]["version"]
         alias = _promote(recipe, tracker, version, reporter)
-        values = _values(results, store, seconds, alias)
+        values = _values(recipe, results, store, seconds, alias)
         per_query = read_per_query(recipe, results["evaluate"].uri)
         page = write_page(folder.make(), values, results["evaluate"].values, per_query)
         values["report"], values["search_ms"] = page
@@ -153,14 +157,19 @@ def _promote(recipe: Recipe, tracker: Tracker, version: int, reporter: Reporter)
 
 
 def _values(
-    results: dict[str, StageResult], store: Store, seconds: dict[str, float], alias: str | None
+    recipe: Recipe,
+    results: dict[str, StageResult],
+    store: Store,
+    seconds: dict[str, float],
+    alias: str | None,
 ) -> dict[str, Any]:
+    trained = results["train"].uri if "train" in results else train.named_folder(recipe).uri
     return {
         "metrics": results["evaluate"].values["metrics"],
         "protocol": results["evaluate"].values["protocol"],
         "images": results["ingest"].values["images"],
         "quarantined": results["ingest"].values["quarantined"],
-        "checkpoint": results["train"].values["checkpoint"],
+        "checkpoint": trained,
         "embeddings": results["embed"].uri,
         "gallery": results["gallery"].uri,
         "rows": results["gallery"].values["rows"],

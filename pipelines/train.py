@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ from pipelines.feed import Feed
 from pipelines.fit import fit
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
-from pipelines.recipe import WEIGHTS_SUFFIX, Recipe
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import dump_recipe
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint, sha256_file
-from pipelines.train_loop import FINAL, METRICS, TrainJob
+from pipelines.train_job import TrainJob, trained_parts
+from pipelines.train_loop import FINAL, METRICS
 from pipelines.validation import HoldOut
 
 RECIPE_FILE = "recipe.yaml"
@@ -51,6 +52,8 @@ TRAINED_BY = (
     "loss",
     "optim",
     "schedule",
+    "average",
+    "unfreeze",
     "train",
 )
 WITHOUT_EFFECT = {
@@ -71,16 +74,13 @@ class ModelFolder:
 
     folder: Folder
     manifest: dict[str, Any]
+    card: ModelCard
+    """The model card, with what the recipe that opened it takes for the embedding."""
 
     @property
     def path(self) -> Path:
-        """The folder as `pipelines.embedder.open_embedder` takes it."""
+        """The folder, on this machine."""
         return self.folder.local()
-
-    @property
-    def card(self) -> ModelCard:
-        """The model card."""
-        return read_card(self.path)
 
     @property
     def weights_sha256(self) -> str:
@@ -114,9 +114,22 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
 
 
 def open_model(recipe: Recipe, store: Store, reporter: Reporter) -> ModelFolder:
-    """The recipe's model, trained first if need be."""
-    folder = Folder.open(run(recipe, store, reporter).uri)
-    return ModelFolder(folder, folder.committed() or {})
+    """The model of `embed.model`; without one the recipe's, trained first if need be."""
+    named = recipe.embed.model is not None
+    folder = named_folder(recipe) if named else Folder.open(run(recipe, store, reporter).uri)
+    card = read_card(folder.local()).as_embedded_by(recipe)
+    return ModelFolder(folder, folder.committed() or {}, card)
+
+
+def named_folder(recipe: Recipe) -> Folder:
+    """The folder of `embed.model`."""
+    folder = Folder.open(str(recipe.embed.model))
+    if folder.committed() is None or not folder.exists(WEIGHTS):
+        raise UserError(
+            f"embed.model={recipe.embed.model}: no finished model lies there; `reid train` and "
+            "`reid import` make such folders"
+        )
+    return folder
 
 
 def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
@@ -124,10 +137,13 @@ def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     plain = recipe.to_dict()
     parts = {name: plain[name] for name in TRAINED_BY}
     parts["model"] |= weights_checksums(recipe)
-    for section, names in WITHOUT_EFFECT.items():
-        parts[section] = {k: v for k, v in parts[section].items() if k not in names}
     if recipe.data.holdout:
         parts["protocol"] = recipe.evaluate.protocol  # of the held-out figures
+    else:
+        for name in recipe.model.embedding_options():
+            del parts["model"][name]
+    for section, names in WITHOUT_EFFECT.items():
+        parts[section] = {k: v for k, v in parts[section].items() if k not in names}
     return fingerprint(blocks.fingerprint, parts)
 
 
@@ -156,7 +172,8 @@ def prepare(
     train, held = split_identities(
         blocks, min_images=recipe.data.min_images, holdout=recipe.data.holdout
     )
-    plan = BatchPlan(train, recipe.seed, recipe.batch.identities, recipe.batch.images)
+    batch = recipe.batch
+    plan = BatchPlan(train, recipe.seed, batch.identities, batch.images, batch.sampler)
     steps_per_epoch = recipe.train.steps_per_epoch or plan.steps_per_epoch
     schedule = ScheduleConfig(
         epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch, **recipe.schedule.model_dump()
@@ -168,17 +185,20 @@ def prepare(
         seed=recipe.seed,
     )
     cameras = cameras_of(blocks, train)
-    feed = Feed(blocks, cameras, plan, reader, recipe.train.workers, schedule.total_steps)
+    card = ModelCard.of_recipe(recipe, cameras=cameras, num_classes=len(train))
+    with torch.device("meta"):
+        trained_parts(recipe, card.create_model())  # refuse what the model does not have here
     job = TrainJob(
         recipe=recipe,
         blocks=blocks,
-        card=_card(recipe, cameras, len(train)),
+        card=card,
         run=folder.local(),
         schedule=schedule,
         holdout=HoldOut(blocks, held, recipe.evaluate.protocol) if recipe.data.holdout else None,
         report=report,
     )
-    return job, feed
+    steps = schedule.total_steps + job.estimation_steps
+    return job, Feed(blocks, cameras, plan, reader, recipe.train.workers, steps)
 
 
 def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -> dict[str, Any]:
@@ -190,7 +210,7 @@ def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -
         file.write(dump_recipe(recipe).encode())
     with (
         reporter.bar("train", total=job.schedule.total_steps, unit="steps") as bar,
-        _follow(job.run / METRICS, bar, reporter),
+        _follow(job, bar, reporter),
     ):
         figures = fit(job, feed, say=reporter.say)
     weights = job.run / FINAL
@@ -222,32 +242,11 @@ def require_room(recipe: Recipe) -> None:
         )
 
 
-def _card(recipe: Recipe, cameras: tuple[str, ...], identities: int) -> ModelCard:
-    options = recipe.model.options()
-    card = ModelCard(
-        model=recipe.model.name,
-        # A trained model needs no pretrained branches: their files stay behind.
-        options={k: None if k.endswith(WEIGHTS_SUFFIX) else v for k, v in options.items()},
-        num_classes=identities,
-        cameras=cameras,
-        image_size=recipe.input.image_size,
-        mean=recipe.input.mean,
-        std=recipe.input.std,
-        interpolation=recipe.input.interpolation,
-        flip=recipe.embed.flip,
-        embedding_dim=0,
-    )
-    try:
-        with torch.device("meta"):
-            return replace(card, embedding_dim=card.create_model().embedding_dim)
-    except ValueError as error:
-        raise UserError(f"model: {error}") from error
-
-
 @contextmanager
-def _follow(folder: Path, bar: Bar, reporter: Reporter) -> Iterator[None]:
+def _follow(job: TrainJob, bar: Bar, reporter: Reporter) -> Iterator[None]:
     """Pass on what rank 0 writes, while the block runs: to the bar, and to the reporter's
     listeners."""
+    folder = job.run / METRICS
     ended = threading.Event()
     seen: set[str] = set()
 
@@ -261,7 +260,10 @@ def _follow(folder: Path, bar: Bar, reporter: Reporter) -> Iterator[None]:
             for listener in reporter.on_steps:
                 listener(rows, path.stat().st_mtime_ns // 1_000_000)
             if "loss" in rows[-1]:
-                bar.to(rows[-1]["step"] + 1, f"loss {rows[-1]['loss']:.3f}")
+                done, note = rows[-1]["step"] + 1, f"loss {rows[-1]['loss']:.3f}"
+                if done == job.schedule.total_steps and job.estimation_steps:
+                    note += f"; batch norms over {job.estimation_steps} more steps"
+                bar.to(done, note)
 
     def watch() -> None:
         while not ended.wait(0.5):

@@ -9,8 +9,9 @@ moment ends with the same weights as one that was not.
 import json
 import os
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,11 @@ import ray.train
 import ray.train.torch
 import torch
 
-import reid_models
-from pipelines.blocks import Blocks
 from pipelines.checkpoints import latest_checkpoint
-from pipelines.embedder import ModelCard
 from pipelines.engine import (
-    ErasingConfig,
-    ScheduleConfig,
     StepMetrics,
     TrainState,
-    build_optimizer,
+    finish_average,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
@@ -37,38 +33,11 @@ from pipelines.engine import (
     train_step,
 )
 from pipelines.errors import UserError
-from pipelines.recipe import Recipe
-from pipelines.validation import HoldOut
-from reid_models.losses import ReidLoss
+from pipelines.train_job import TrainJob, build_state
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics"
 FINAL = "trained.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """What the workers are told."""
-
-    recipe: Recipe
-    blocks: Blocks
-    card: ModelCard
-    run: Path
-    """Folder of the run, on a filesystem that all workers share."""
-    schedule: ScheduleConfig
-    holdout: HoldOut | None
-    report: bool
-    """Whether validation figures go to `ray.train.report`, as a search needs them."""
-
-    @property
-    def checkpoint_steps(self) -> int:
-        """Steps between checkpoints."""
-        return max(1, round(self.recipe.train.checkpoint_epochs * self.schedule.steps_per_epoch))
-
-    @property
-    def validate_steps(self) -> int:
-        """Steps between validations."""
-        return self.recipe.train.validate_epochs * self.schedule.steps_per_epoch
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, float]:
@@ -82,7 +51,11 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
             f"{job.run}: not there on host {socket.gethostname()}; training needs a --store on a "
             "filesystem that all nodes share"
         )
-    state = build_state(job, ray.train.torch.get_device(), wrap=ray.train.torch.prepare_model)
+    wrap = partial(
+        ray.train.torch.prepare_model,
+        parallel_strategy_kwargs={"find_unused_parameters": job.recipe.unfreeze.start is not None},
+    )
+    state = build_state(job, ray.train.torch.get_device(), wrap=wrap)
     newest = latest_checkpoint(job.run / CHECKPOINTS)
     figures = {} if newest is None else load_checkpoint(newest, state)["figures"]
     batches = ray.train.get_dataset_shard("train").iter_batches(
@@ -95,48 +68,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     return take_steps(job, state, batches, rank, figures)
 
 
-def build_state(job: TrainJob, device: torch.device, *, wrap: Any = None) -> TrainState:
-    """A fresh state: initial weights depend on the recipe's seed alone."""
-    recipe, section = job.recipe, job.recipe.optim
-    torch.manual_seed(recipe.seed)
-    try:
-        model = reid_models.create_model(
-            job.card.model,
-            job.card.num_classes,
-            image_size=job.card.image_size,
-            camera_count=len(job.card.cameras),
-            **recipe.model.options(),
-        )
-    except ValueError as error:  # weights that do not fit
-        raise UserError(f"model: {error}") from error
-    model = model.to(device).to(memory_format=torch.channels_last)
-    layout = model.loss_layout
-    wrapped = model if wrap is None else wrap(model)
-    return TrainState(
-        model=wrapped,
-        optimizer=build_optimizer(
-            wrapped,
-            name=section.name,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-            bias_lr_factor=section.bias_lr_factor,
-        ),
-        schedule=job.schedule,
-        loss=ReidLoss(layout, **recipe.loss.model_dump()),
-        seed=recipe.seed,
-        mean=recipe.input.mean,
-        std=recipe.input.std,
-        erasing=ErasingConfig(
-            probability=recipe.augment.erase,
-            area=recipe.augment.erase_area,
-            aspect=recipe.augment.erase_aspect,
-        ),
-        precision=recipe.train.precision,
-        grad_clip=section.grad_clip,
-    )
-
-
 def take_steps(
     job: TrainJob,
     state: TrainState,
@@ -144,13 +75,15 @@ def take_steps(
     rank: int,
     figures: dict[str, float],
 ) -> dict[str, float]:
-    """Train on the batches, which start at the state's step, and write the final weights.
+    """Train on the batches, which start at the state's step, and write the final weights, which
+    are their average where the recipe asks for one.
 
-    `figures` are the last validation's before these steps; the last one's are returned.
+    `figures` are the last validation's before these steps; the last one's are returned, which
+    judges the final weights.
     """
     pending: list[StepMetrics] = []
-    for batch in batches:
-        _require_own_batch(batch, state.step, rank)
+    stream = own_batches(batches, state.step, rank)
+    for batch in islice(stream, job.schedule.total_steps - state.step):
         pending.append(train_step(state, batch, rank=rank))
         last = state.step == job.schedule.total_steps
         save = last or state.step % job.checkpoint_steps == 0
@@ -159,24 +92,35 @@ def take_steps(
         if rank == 0 and (save or state.step % job.recipe.train.log_steps == 0):
             _write_metrics(job.run, state.step, pending)
             pending = []
-        if job.holdout is not None and (last or state.step % job.validate_steps == 0):
+        judged = state.average is None if last else state.step % job.validate_steps == 0
+        if job.holdout is not None and judged:
             figures = _validate(job, state, rank)
         if rank == 0 and save:
             save_checkpoint(job.run / CHECKPOINTS, state, extra={"figures": figures})
             prune_checkpoints(job.run / CHECKPOINTS, job.recipe.train.keep_checkpoints)
+    if state.average is not None:
+        # After the last checkpoint: a run that is killed in here does it again from there.
+        finish_average(state, stream, rank=rank)
+        if job.holdout is not None:
+            figures = _validate(job, state, rank)
     if rank == 0:
         save_weights(job.run / FINAL, state.model)
     return figures
 
 
-def _require_own_batch(batch: dict[str, np.ndarray], step: int, rank: int) -> None:
-    """Refuse rows of another step or another worker: the data plane must keep the plan's order."""
-    positions = np.arange(len(batch["position"])) + rank * len(batch["position"])
-    if not ((batch["step"] == step).all() and np.array_equal(batch["position"], positions)):
-        raise RuntimeError(
-            f"worker {rank} at step {step} was fed step {batch['step'][0]}, "
-            f"position {batch['position'][0]}"
-        )
+def own_batches(
+    batches: Iterable[dict[str, np.ndarray]], first_step: int, rank: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches, refusing rows of another step or another worker: the data plane must keep the
+    plan's order."""
+    for step, batch in enumerate(batches, start=first_step):
+        positions = np.arange(len(batch["position"])) + rank * len(batch["position"])
+        if not ((batch["step"] == step).all() and np.array_equal(batch["position"], positions)):
+            raise RuntimeError(
+                f"worker {rank} at step {step} was fed step {batch['step'][0]}, "
+                f"position {batch['position'][0]}"
+            )
+        yield batch
 
 
 def _validate(job: TrainJob, state: TrainState, rank: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from ray.tune.schedulers import ASHAScheduler
 
 import tune_spaces
 from pipelines.blocks import Blocks
-from pipelines.checkpoints import latest_step
 from pipelines.console import Bar, Reporter, find_user_error
 from pipelines.errors import UserError
 from pipelines.fit import fit
@@ -29,9 +28,16 @@ from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.tracking import tracked
 from pipelines.train import prepare, require_room, training_fingerprint
-from pipelines.train_loop import CHECKPOINTS, METRICS
+from pipelines.train_loop import FINAL, METRICS
 
 SCORE = "mAP"
+COUNTED_IN_EPOCHS = (
+    "schedule.warmup_epochs",
+    "schedule.cosine_epochs",
+    "schedule.decay_epochs",
+    "schedule.hold_epoch",
+    "average.start_epoch",
+)
 BEST = "best.yaml"
 ERROR_LENGTH = 500
 Params = dict[str, Any]
@@ -87,13 +93,16 @@ def _plain(value: Any) -> Any:
 def trial_recipe(recipe: Recipe, params: Params) -> Recipe:
     """The recipe of a trial: its parameters, the search's epochs and held-out share.
 
-    The warm-up keeps its share of the run, so that short trials stand for the whole training.
+    Whatever is counted in epochs keeps its share of the run, so that short trials stand for the
+    whole training; blocks, which open at whole epochs, open one an epoch at most.
     """
     whole = apply(recipe, params)
+    plain, trial, full = whole.to_dict(), recipe.tune.epochs, recipe.train.epochs
+    counted = {name: plain[name.split(".")[0]][name.split(".")[1]] for name in COUNTED_IN_EPOCHS}
     changes = {
-        "schedule.warmup_epochs": whole.schedule.warmup_epochs
-        * recipe.tune.epochs
-        / recipe.train.epochs,
+        # multiplied first: what is as long as the training stays so to the last bit
+        **{name: epochs * trial / full for name, epochs in counted.items() if epochs is not None},
+        "unfreeze.every": max(1, round(whole.unfreeze.every * trial / full)),
         "train.epochs": recipe.tune.epochs,
         "train.validate_epochs": 1,
         "train.checkpoint_epochs": 1.0,
@@ -120,7 +129,7 @@ def _trial(config: dict[str, Any]) -> None:
     for path in sorted(folder.local(METRICS).glob("validation-*.json")):
         figures = json.loads(path.read_text())
         ray.tune.report({"epoch": figures["step"] // job.schedule.steps_per_epoch, **figures})
-    if latest_step(folder.local(CHECKPOINTS)) < job.schedule.total_steps:
+    if not folder.local(FINAL).exists():
         fit(job, feed, callbacks=[TuneReportCallback()])
 
 

@@ -10,7 +10,7 @@ from reid_models.losses import ReidLoss
 from reid_models.model import ReidModel
 from reid_models.output import LossTerm, ReidOutput
 from reid_models.profile import ModelProfile, profile_model
-from reid_models.registry import create_model, list_models, model_options
+from reid_models.registry import create_model, list_models, model_options, published_image_size
 
 __all__ = [
     "LossTerm",
@@ -23,5 +23,6 @@ __all__ = [
     "losses",
     "model_options",
     "profile_model",
+    "published_image_size",
     "weights",
 ]

@@ -2,8 +2,9 @@
 
 The ResNets default to the two departures that person re-identification inherited from the
 TransReID code family: no ReLU behind the stem's batch norm, and an unpadded 2x2 max pooling; both
-keep the names and shapes of the published weights. Every network may keep the resolution of its
-last stage ("last stride 1", Luo et al., arXiv 1903.07071).
+keep the names and shapes of the published weights. Without weights the ResNets start from
+torchvision's initial values, every batch norm's scale at one. Every network may keep the resolution
+of its last stage ("last stride 1", Luo et al., arXiv 1903.07071).
 
 Shapes: B batch, H W image size, C channels, h w rows and columns of the feature map.
 """
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import AvgPool2dSame
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -44,8 +46,10 @@ class CnnBranch(nn.Module):
             )
         self.name = name
         self.trunk = _build_trunk(name, last_stride)
-        if stem == "reid" and isinstance(self.trunk, ResNet):
-            _use_reid_stem(self.trunk, name)
+        if isinstance(self.trunk, ResNet):
+            _start_norms_at_one(self.trunk)
+            if stem == "reid":
+                _use_reid_stem(self.trunk, name)
         self.dim, self.grid, self._unused = _probe(self.trunk, name, image_size)
         for child in self._unused:
             setattr(self.trunk, child, nn.Identity())
@@ -82,7 +86,10 @@ def _build_trunk(name: str, last_stride: int) -> Any:
 
 def _undo_dilation(trunk: nn.Module) -> None:
     """Turn timm's stride-for-dilation trade into the plain last stride 1 of re-identification."""
-    for module in trunk.modules():
+    for name, module in list(trunk.named_modules()):
+        if isinstance(module, AvgPool2dSame) and module.stride == (1, 1):
+            # Shortcuts that would pool before they halve the resolution: here they do not halve it.
+            trunk.set_submodule(name, nn.Identity())
         if isinstance(module, nn.Conv2d) and max(module.dilation) > 1:
             assert not isinstance(module.padding, str)
             module.padding = tuple(
@@ -90,6 +97,13 @@ def _undo_dilation(trunk: nn.Module) -> None:
                 for padding, dilation in zip(module.padding, module.dilation, strict=True)
             )
             module.dilation = (1, 1)
+
+
+def _start_norms_at_one(trunk: ResNet) -> None:
+    """As torchvision's ResNets start; timm starts the last norm of every block at zero."""
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
 
 
 def _use_reid_stem(trunk: ResNet, name: str) -> None:

@@ -13,125 +13,24 @@ Shapes: B batch, H W image size, C channels of a branch, D fusion dim, h w rows 
 map, N tokens of one branch.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from reid_models.cnn_branch import CnnBranch, Stem
-from reid_models.fusion_units import (
-    BranchPair,
-    HeterogeneousTransmissionModule,
-    LocalRefinementUnit,
-    SeuSharing,
-)
+from reid_models.cnn_branch import CnnBranch
+from reid_models.explanations import CrossAttention, Explanation, GradCam, branch_rollout
+from reid_models.fusion_options import FusionReIDOptions
+from reid_models.fusion_plan import Branch, FeaturePlan, plan_features
+from reid_models.fusion_units import HeterogeneousTransmissionModule, LocalRefinementUnit, PerBranch
 from reid_models.heads import BNNeckHead
 from reid_models.model import ReidModel
 from reid_models.output import LossTerm, ReidOutput
 from reid_models.pooling import GeM, full_precision
-from reid_models.timm_names import check_timm_name
+from reid_models.side_information import check_indices
 from reid_models.vit_branch import VitBranch
 
-FEATURE_NAMES = (
-    "cnn_global",
-    "transformer_global",
-    "cnn_initial",
-    "transformer_initial",
-    "cnn_fused",
-    "transformer_fused",
-)
-"""The six supervised features: of each branch alone, pooled behind the LRU, behind the last HTM."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionReIDOptions:
-    """Options of FusionReID; the defaults are the published ResNet-50 + ViT-B/16 model."""
-
-    cnn: str = "resnet50"
-    """timm name of the CNN branch; any network whose forward_features gives a [B, C, h, w] map."""
-
-    cnn_weights: str | None = None
-    """"timm", or a weights file of the CNN with timm's names; None follows `pretrained`."""
-
-    stem: Stem = "reid"
-    """"reid" (no ReLU behind the stem's batch norm, 2x2 max pooling) or "torchvision". ResNets
-    only: another CNN keeps its own stem."""
-
-    last_stride: int = 1
-    """1 keeps the resolution of the CNN's last stage; 2 is the network as published."""
-
-    transformer: str = "vit_base_patch16_224"
-    """timm name of the transformer branch; any VisionTransformer with a class token."""
-
-    transformer_weights: str | None = None
-    """"timm", or a weights file of the transformer with timm's names; None follows `pretrained`."""
-
-    patch_stride: int = 12
-    """Pixels between patches; below the patch size they overlap."""
-
-    drop_path: float = 0.1
-    """Stochastic depth of the last transformer block, growing linearly from 0 at the first."""
-
-    side_information: float = 3.0
-    """Factor on the learned camera vectors; 0 leaves them out."""
-
-    fusion_dim: int = 768
-    """D, the dim of the fused features; a multiple of fusion_heads."""
-
-    fusion_heads: int = 12
-    """Attention heads of the encoding and fusion units."""
-
-    htm_depth: int = 2
-    """Number of stacked Heterogeneous Transmission Modules."""
-
-    seu_sharing: SeuSharing = "shared"
-    """"shared": one encoding unit a module for both branches; "separate": one a branch."""
-
-    lru_kernel: int = 1
-    """Odd kernel of the depth-wise convolution in the Local Refinement Units."""
-
-    embed_features: Literal["all"] | tuple[str, ...] = "all"
-    """Features concatenated to the embedding, in this order: "all", or some of FEATURE_NAMES."""
-
-    def __post_init__(self) -> None:
-        check_timm_name(self.cnn, option="cnn")
-        check_timm_name(self.transformer, option="transformer")
-        for name, choices in (("stem", Stem), ("seu_sharing", SeuSharing)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(get_args(choices))}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        for name in ("patch_stride", "fusion_heads", "htm_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.last_stride not in (1, 2):
-            raise ValueError(f"last_stride must be 1 or 2, got {self.last_stride}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
-        if self.fusion_dim < 1 or self.fusion_dim % self.fusion_heads:
-            raise ValueError(
-                f"fusion_dim must be a positive multiple of fusion_heads={self.fusion_heads}, "
-                f"got {self.fusion_dim}"
-            )
-        if self.lru_kernel < 1 or self.lru_kernel % 2 == 0:
-            raise ValueError(f"lru_kernel must be odd and positive, got {self.lru_kernel}")
-        self._check_embed_features()
-
-    def _check_embed_features(self) -> None:
-        names = self.embedded
-        unknown = [name for name in names if name not in FEATURE_NAMES]
-        if unknown or not names or len(set(names)) != len(names):
-            raise ValueError(
-                f"embed_features must be 'all' or distinct names out of {', '.join(FEATURE_NAMES)},"
-                f" got {self.embed_features!r}"
-            )
-
-    @property
-    def embedded(self) -> tuple[str, ...]:
-        """The names behind `embed_features`."""
-        return FEATURE_NAMES if self.embed_features == "all" else tuple(self.embed_features)
+__all__ = ["FusionReID", "FusionReIDOptions"]
 
 
 class FusionReID(ReidModel):
@@ -139,7 +38,10 @@ class FusionReID(ReidModel):
 
     At the published setting and 256x128 pixels: 158.5 M parameters, 29.1 GMAC an image, embedding
     dim 5888. Any image size of at least 32x32 pixels and one patch works; the size is fixed when
-    the model is built.
+    the model is built. With one branch only it is that branch with its head.
+
+    In eval mode only what the embedded features need is computed: no heads, and no branch, unit or
+    summary that none of them hangs on.
     """
 
     def __init__(
@@ -152,69 +54,160 @@ class FusionReID(ReidModel):
     ) -> None:
         super().__init__(num_classes, image_size=image_size, camera_count=camera_count)
         self.options = options
-        dim, heads = options.fusion_dim, options.fusion_heads
-        self.cnn = CnnBranch(
-            options.cnn, self.image_size, stem=options.stem, last_stride=options.last_stride
-        )
-        self.transformer = VitBranch(
-            options.transformer,
-            self.image_size,
-            patch_stride=options.patch_stride,
-            drop_path=options.drop_path,
-            camera_count=camera_count,
-            side_information=options.side_information,
-        )
-        self.gem_global = GeM()
-        self.lru_cnn = LocalRefinementUnit(self.cnn.dim, dim, kernel=options.lru_kernel)
-        self.lru_transformer = LocalRefinementUnit(
-            self.transformer.dim, dim, kernel=options.lru_kernel
-        )
-        self.gem_cnn, self.gem_transformer = GeM(), GeM()
-        self.htms = nn.ModuleList(
-            HeterogeneousTransmissionModule(dim, heads, seu_sharing=options.seu_sharing)
-            for _ in range(options.htm_depth)
-        )
-        dims = dict.fromkeys(FEATURE_NAMES, dim)
-        dims |= {"cnn_global": self.cnn.dim, "transformer_global": self.transformer.dim}
+        dims: dict[str, int] = {}
+        self.cnn: CnnBranch | None = None
+        if options.cnn is not None:
+            self.cnn = CnnBranch(
+                options.cnn, self.image_size, stem=options.stem, last_stride=options.last_stride
+            )
+            self.gem_global = GeM()
+            dims["cnn_global"] = self.cnn.dim
+        self.transformer: VitBranch | None = None
+        if options.transformer is not None:
+            self.transformer = VitBranch(
+                options.transformer,
+                self.image_size,
+                patch_stride=options.patch_stride,
+                drop_path=options.drop_path,
+                camera_count=camera_count,
+                view_count=options.view_count,
+                side_information=options.side_information,
+            )
+            dims["transformer_global"] = self.transformer.dim
+        if self.cnn is not None and self.transformer is not None:
+            self._add_fusion({"cnn": self.cnn.dim, "transformer": self.transformer.dim})
+        dims |= {name: options.fusion_dim for name in options.supervised if name not in dims}
         self.heads = nn.ModuleDict(
-            {name: BNNeckHead(feature_dim, num_classes) for name, feature_dim in dims.items()}
+            {name: BNNeckHead(dims[name], num_classes) for name in options.supervised}
         )
         self.embedding_dim = sum(dims[name] for name in options.embedded)
-        self.loss_layout = tuple(LossTerm(name) for name in FEATURE_NAMES)
+        self.loss_layout = tuple(LossTerm(name) for name in options.supervised)
+        self._train_plan = self._plan(options.supervised)
+        self._eval_plan = self._plan(options.embedded)
+
+    def _add_fusion(self, branch_dims: dict[Branch, int]) -> None:
+        options = self.options
+        self.lru = nn.ModuleDict(
+            {
+                branch: LocalRefinementUnit(dim, options.fusion_dim, kernel=options.lru_kernel)
+                for branch, dim in branch_dims.items()
+            }
+        )
+        self.gem = nn.ModuleDict({branch: GeM() for branch in branch_dims})
+        self.htms = nn.ModuleList(
+            HeterogeneousTransmissionModule(
+                options.fusion_dim,
+                options.fusion_heads,
+                mode=options.htm_mode,
+                seu_sharing=options.seu_sharing,
+                mfu_sharing=options.mfu_sharing,
+            )
+            for _ in range(options.htm_depth)
+        )
+
+    def _plan(self, wanted: tuple[str, ...]) -> FeaturePlan:
+        return plan_features(wanted, htm_depth=self.options.htm_depth, mode=self.options.htm_mode)
 
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
-        """Fill the two branches from `cnn_weights` and `transformer_weights`, else `default`."""
+        """Fill the branches from `cnn_weights` and `transformer_weights`, else `default`."""
         cnn_weights = self.options.cnn_weights or default
-        if cnn_weights:
+        if self.cnn is not None and cnn_weights:
             self.cnn.load(cnn_weights)
         transformer_weights = self.options.transformer_weights or default
-        if transformer_weights:
+        if self.transformer is not None and transformer_weights:
             self.transformer.load(transformer_weights)
 
-    def extract(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> ReidOutput:
-        features = self._features(images_BCHW, cameras_B)
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        cameras_B: Tensor | None = None,
+        views_B: Tensor | None = None,
+    ) -> ReidOutput:
+        """As every model's, with the view of each image as well.
+
+        Args:
+            images_BCHW: see `ReidModel.forward`.
+            cameras_B: see `ReidModel.forward`.
+            views_B: [B] int64, index of the training view (0 .. view_count - 1), -1 where it is
+                unknown; None means unknown for all. Ignored with a view_count of 0 or 1.
+
+        Raises:
+            ValueError: see `ReidModel.forward`; the same for a view index.
+        """
+        self._check_images(images_BCHW)
+        batch = images_BCHW.shape[0]  # len() would fix the batch size of an exported model
+        if self.camera_count < 2:
+            cameras_B = None
+        if cameras_B is not None:
+            check_indices(cameras_B, what="camera", count=self.camera_count, batch=batch)
+        if self.options.view_count < 2:
+            views_B = None
+        if views_B is not None:
+            check_indices(views_B, what="view", count=self.options.view_count, batch=batch)
+        return self.extract(images_BCHW, cameras_B, views_B)
+
+    def extract(
+        self, images_BCHW: Tensor, cameras_B: Tensor | None, views_B: Tensor | None = None
+    ) -> ReidOutput:
+        plan = self._train_plan if self.training else self._eval_plan
+        features = self._features(images_BCHW, cameras_B, views_B, plan)
         embedding_BD = torch.cat([features[name] for name in self.options.embedded], dim=1)
         if not self.training:
             return ReidOutput(embedding_BD)
-        logits = {name: self.heads[name](feature) for name, feature in features.items()}
+        logits = {name: head(features[name]) for name, head in self.heads.items()}
         return ReidOutput(embedding_BD, logits=logits, metric_features=features)
 
-    def _features(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> dict[str, Tensor]:
-        """The six features, [B, d] each, in at least float32."""
-        cnn_BChw = self.cnn(images_BCHW)
-        vit = self.transformer(images_BCHW, cameras_B)
-        maps = BranchPair(self.lru_cnn(cnn_BChw), self.lru_transformer(vit.patches))
-        tokens = BranchPair(*(map_BDhw.flatten(2).transpose(1, 2) for map_BDhw in maps))
-        initial = BranchPair(self.gem_cnn(maps.cnn), self.gem_transformer(maps.transformer))
-        fused = initial
-        for htm in self.htms:
-            fused = htm(fused, tokens)
-        features = {
-            "cnn_global": self.gem_global(cnn_BChw),
-            "transformer_global": vit.summary,
-            "cnn_initial": initial.cnn,
-            "transformer_initial": initial.transformer,
-            "cnn_fused": fused.cnn,
-            "transformer_fused": fused.transformer,
+    def _features(
+        self,
+        images_BCHW: Tensor,
+        cameras_B: Tensor | None,
+        views_B: Tensor | None,
+        plan: FeaturePlan,
+    ) -> dict[str, Tensor]:
+        """The features of the plan, [B, d] each, in at least float32."""
+        maps: dict[Branch, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        if self.cnn is not None and "cnn" in plan.backbones:
+            maps["cnn"] = self.cnn(images_BCHW)
+            if "cnn_global" in plan.features:
+                features["cnn_global"] = self.gem_global(maps["cnn"])
+        if self.transformer is not None and "transformer" in plan.backbones:
+            vit = self.transformer(images_BCHW, cameras_B, views_B)
+            maps["transformer"], features["transformer_global"] = vit.patches, vit.summary
+
+        refined = {branch: self.lru[branch](maps[branch]) for branch in plan.refined}
+        tokens = {
+            branch: map_BDhw.flatten(2).transpose(1, 2) for branch, map_BDhw in refined.items()
         }
-        return {name: full_precision(feature_Bd) for name, feature_Bd in features.items()}
+        summaries: PerBranch = {branch: self.gem[branch](refined[branch]) for branch in plan.pooled}
+        features |= {f"{branch}_initial": summary for branch, summary in summaries.items()}
+        for number, wanted in enumerate(plan.htms):
+            summaries = self.htms[number](summaries, tokens, wanted)
+        if plan.htms:
+            features |= {f"{branch}_fused": summary for branch, summary in summaries.items()}
+        return {name: full_precision(features[name]) for name in plan.features}
+
+    def explanations(self) -> tuple[Explanation, ...]:
+        """Rollout of the transformer, Grad-CAM of the CNN, and every fusion unit's attention."""
+        plan, found = self._eval_plan, list[Explanation]()
+        if self.transformer is not None and "transformer" in plan.backbones:
+            found.append(branch_rollout(self.transformer))
+        if self.cnn is not None and "cnn" in plan.backbones:
+            found.append(GradCam(title="Grad-CAM, CNN", layer=self.cnn))
+        if self.cnn is None or self.transformer is None or "fuse" not in self.options.htm_mode:
+            return tuple(found)
+        shared = self.options.mfu_sharing == "shared"
+        for number, wanted in enumerate(plan.htms):
+            htm = self.htms[number]
+            assert isinstance(htm, HeterogeneousTransmissionModule)
+            for place, branch in enumerate(wanted):
+                from_cnn = branch == "cnn"
+                title = "CNN reads transformer" if from_cnn else "transformer reads CNN"
+                cross = CrossAttention(
+                    title=f"MFU {number + 1}, {title}",
+                    unit=htm.mfu["shared" if shared else branch],
+                    call=place if shared else 0,
+                    grid=self.transformer.grid if from_cnn else self.cnn.grid,
+                )
+                found.append(cross)
+        return tuple(found)

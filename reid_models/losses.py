@@ -1,57 +1,24 @@
-"""The training loss: identity cross entropy and batch-hard triplet, summed over a model's heads.
+"""The training loss: an identity term and metric terms, summed over a model's heads.
 
-The triplet loss is that of Hermans et al., "In Defense of the Triplet Loss for Person
-Re-Identification" (arXiv 1703.07737), put together from pytorch-metric-learning's parts: Euclidean
-distances between features that are not normalised, for each anchor its farthest positive and its
-nearest negative, `log(1 + exp(d_ap - d_an))` (soft margin) or `max(0, d_ap - d_an + margin)`, mean
-over the anchors.
+Identity: cross entropy with label smoothing, of the logits as they are or of a margin product of
+cosines (`reid_models.heads.MarginProduct`). Metric: `reid_models.metric_losses`.
 
-Shapes: B batch, C identities, d feature dim.
+Shapes: B batch, C identities.
 """
 
+from typing import Any, Literal
+
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reid_models.heads import Margin, MarginProduct, use_cosine_logits
+from reid_models.metric_losses import BatchHardTripletLoss, CenterLoss
+from reid_models.model import ReidModel
 from reid_models.output import LossTerm, ReidOutput
 from reid_models.pooling import full_precision
 
-
-class BatchHardTripletLoss(nn.Module):
-    """Batch-hard triplet loss; anchors without a positive or a negative in the batch are left out.
-
-    Args:
-        margin: None for the soft margin, else the hinge's margin in the features' units.
-
-    Memory: the B x B distances, and B x B index pairs while mining.
-    """
-
-    def __init__(self, margin: float | None = None) -> None:
-        super().__init__()
-        if margin is not None and margin < 0:
-            raise ValueError(f"margin must be >= 0, or None for the soft margin, got {margin}")
-        distance = LpDistance(normalize_embeddings=False)
-        self.miner = BatchHardMiner(distance=distance)
-        self.loss = TripletMarginLoss(
-            margin=0.0 if margin is None else margin,
-            smooth_loss=margin is None,
-            distance=distance,
-            reducer=MeanReducer(),
-        )
-
-    def forward(self, features_Bd: Tensor, labels_B: Tensor) -> Tensor:
-        """[B, d] and [B] identities -> scalar; zero where no triplet can be formed.
-
-        Runs in at least float32 under autocast too: the features are not normalised, and half
-        precision would lose the small differences of large distances.
-        """
-        with torch.autocast(features_Bd.device.type, enabled=False):
-            features_Bd = full_precision(features_Bd)
-            return self.loss(features_Bd, labels_B, self.miner(features_Bd, labels_B))
+IdLoss = Literal["softmax", Margin]
 
 
 class ReidLoss(nn.Module):
@@ -63,6 +30,15 @@ class ReidLoss(nn.Module):
         margin: of the triplet loss; None for the soft margin.
         id_weight: factor on the identity terms, on top of each head's own.
         triplet_weight: factor on the triplet terms, on top of each head's own.
+        normalize_triplet: whether triplets compare features of unit length.
+        across_workers: whether triplets are formed in the batch of all workers together.
+        lone_anchors: whether an identity's only image in the batch forms a triplet with itself.
+        id_loss: `softmax`, or the margin product that the heads' cosines go through first.
+        id_margin: margin of the product; None for its paper's.
+        id_scale: scale of the product; None for its paper's.
+        center_weight: factor on a center loss beside every triplet term, on top of the head's own
+            weight there; 0 for none.
+        num_classes: C, which only the center loss needs.
 
     Raises:
         ValueError: a setting out of range, or nothing left to optimise.
@@ -76,21 +52,38 @@ class ReidLoss(nn.Module):
         margin: float | None = None,
         id_weight: float = 1.0,
         triplet_weight: float = 1.0,
+        normalize_triplet: bool = False,
+        across_workers: bool = False,
+        lone_anchors: bool = False,
+        id_loss: IdLoss = "softmax",
+        id_margin: float | None = None,
+        id_scale: float | None = None,
+        center_weight: float = 0.0,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-        if id_weight < 0 or triplet_weight < 0:
+        if min(id_weight, triplet_weight, center_weight) < 0:
             raise ValueError(
                 f"loss weights must be >= 0, got id_weight={id_weight}, "
-                f"triplet_weight={triplet_weight}"
+                f"triplet_weight={triplet_weight}, center_weight={center_weight}"
             )
+        if center_weight and num_classes < 1:
+            raise ValueError(f"a center loss needs num_classes, got {num_classes}")
         self.label_smoothing = label_smoothing
-        self.triplet = BatchHardTripletLoss(margin)
-        self.id_weights = {t.head: w for t in layout if (w := t.id_weight * id_weight)}
-        self.triplet_weights = {
-            t.head: w for t in layout if (w := t.triplet_weight * triplet_weight)
-        }
+        self.product = _margin_product(id_loss, id_margin, id_scale)
+        self.triplet = BatchHardTripletLoss(
+            margin,
+            normalize=normalize_triplet,
+            across_workers=across_workers,
+            lone_anchors=lone_anchors,
+        )
+        self.id_weights = _factors({t.head: t.id_weight for t in layout}, id_weight)
+        metric_weights = {t.head: t.triplet_weight for t in layout}
+        self.triplet_weights = _factors(metric_weights, triplet_weight)
+        self.center_weights = _factors(metric_weights, center_weight)
+        self.centers = nn.ModuleDict({h: CenterLoss(num_classes) for h in self.center_weights})
         if not self.id_weights and not self.triplet_weights:
             raise ValueError(f"every loss term has weight 0 in {layout}")
 
@@ -102,14 +95,16 @@ class ReidLoss(nn.Module):
             labels_B: [B] int64 identity indices.
 
         Returns:
-            The scalar to optimise, and its detached weighted parts "id" and "triplet", which sum
-            to it.
+            The scalar to optimise, and its detached weighted parts "id", "triplet" and, with
+            centers, "center", which sum to it.
 
         Raises:
-            ValueError: the output lacks a head, as it does in eval mode.
+            ValueError: the output lacks a head, as it does in eval mode; or a margin product got
+                logits that are no cosines, which is looked at on the CPU only.
         """
-        missing = (self.id_weights.keys() - output.logits.keys()) | (
-            self.triplet_weights.keys() - output.metric_features.keys()
+        logits, features = output.logits, output.metric_features
+        missing = (self.id_weights.keys() - logits.keys()) | (
+            (self.triplet_weights.keys() | self.center_weights.keys()) - features.keys()
         )
         if missing:
             raise ValueError(
@@ -117,24 +112,50 @@ class ReidLoss(nn.Module):
                 "is the model in training mode?"
             )
         zero = output.embedding.new_zeros((), dtype=torch.float32)
-        id_loss = sum(
-            (
-                w * self._id_loss(output.logits[head], labels_B)
-                for head, w in self.id_weights.items()
-            ),
-            start=zero,
-        )
-        triplet_loss = sum(
-            (
-                w * self.triplet(output.metric_features[head], labels_B)
-                for head, w in self.triplet_weights.items()
-            ),
-            start=zero,
-        )
-        parts = {"id": id_loss.detach(), "triplet": triplet_loss.detach()}
-        return id_loss + triplet_loss, parts
+        terms = {
+            "id": [w * self._id_loss(logits[h], labels_B) for h, w in self.id_weights.items()],
+            "triplet": [
+                w * self.triplet(features[h], labels_B) for h, w in self.triplet_weights.items()
+            ],
+        }
+        if self.centers:
+            terms["center"] = [
+                w * self.centers[h](features[h], labels_B) for h, w in self.center_weights.items()
+            ]
+        parts = {name: sum(values, start=zero) for name, values in terms.items()}
+        return sum(parts.values(), start=zero), {name: x.detach() for name, x in parts.items()}
 
     def _id_loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            full_precision(logits_BC), labels_B, label_smoothing=self.label_smoothing
+        logits_BC = full_precision(logits_BC)
+        if self.product is not None:
+            logits_BC = self.product(logits_BC, labels_B)
+        return functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.label_smoothing)
+
+
+def build_loss(model: ReidModel, **settings: Any) -> ReidLoss:
+    """The loss of a fresh model, with the settings of `ReidLoss`.
+
+    For a margin product the model's heads are made to give cosines, so this comes before the
+    optimiser and before weights are loaded.
+    """
+    loss = ReidLoss(model.loss_layout, num_classes=model.num_classes, **settings)
+    if loss.product is not None:
+        use_cosine_logits(model)
+    return loss
+
+
+def _factors(own: dict[str, float], common: float) -> dict[str, float]:
+    return {head: weight * common for head, weight in own.items() if weight * common}
+
+
+def _margin_product(
+    id_loss: IdLoss, margin: float | None, scale: float | None
+) -> MarginProduct | None:
+    if id_loss != "softmax":
+        return MarginProduct(id_loss, margin, scale)
+    if (margin, scale) != (None, None):
+        raise ValueError(
+            f"id_loss='softmax' has no margin and no scale, got id_margin={margin}, "
+            f"id_scale={scale}"
         )
+    return None

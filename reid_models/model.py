@@ -4,12 +4,13 @@ Shapes: B batch, H W image height and width in pixels, D embedding dim.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
+from reid_models.explanations import Explanation
 from reid_models.output import LossTerm, ReidOutput
+from reid_models.side_information import check_indices
 
 
 class ReidModel(nn.Module, ABC):
@@ -18,6 +19,9 @@ class ReidModel(nn.Module, ABC):
     In training mode the output carries the logits and the metric features of every head named by
     `loss_layout`; in eval mode the heads are not computed.
     """
+
+    published_image_size: ClassVar[tuple[int, int]] = (256, 128)
+    """(height, width) in pixels that the system was published with."""
 
     embedding_dim: int
     """D of `ReidOutput.embedding`."""
@@ -45,6 +49,11 @@ class ReidModel(nn.Module, ABC):
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
         """Fill each branch from its own weights option, or from `default` where that is None."""
 
+    def explanations(self) -> tuple[Explanation, ...]:
+        """What can be looked at in this network in eval mode, in the order to show it; here
+        nothing."""
+        return ()
+
     def forward(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> ReidOutput:
         """Features of a batch of images.
 
@@ -63,7 +72,9 @@ class ReidModel(nn.Module, ABC):
         if self.camera_count < 2:
             cameras_B = None
         if cameras_B is not None:
-            self._check_cameras(cameras_B, len(images_BCHW))
+            # not len(): it would fix the batch size of an exported model
+            batch = images_BCHW.shape[0]
+            check_indices(cameras_B, what="camera", count=self.camera_count, batch=batch)
         return self.extract(images_BCHW, cameras_B)
 
     def _check_images(self, images_BCHW: Tensor) -> None:
@@ -77,19 +88,4 @@ class ReidModel(nn.Module, ABC):
         if not images_BCHW.is_floating_point():
             raise ValueError(
                 f"images must be normalised floating point values, got {images_BCHW.dtype}"
-            )
-
-    def _check_cameras(self, cameras_B: Tensor, batch: int) -> None:
-        if cameras_B.dtype != torch.int64 or cameras_B.shape != (batch,):
-            raise ValueError(
-                f"cameras must be int64 of shape [{batch}], "
-                f"got {cameras_B.dtype} of shape {list(cameras_B.shape)}"
-            )
-        if cameras_B.device.type != "cpu" or torch.compiler.is_compiling() or batch == 0:
-            return
-        low, high = int(cameras_B.min()), int(cameras_B.max())
-        if low < -1 or high >= self.camera_count:
-            raise ValueError(
-                f"camera indices must lie in 0..{self.camera_count - 1}, or be -1 for an unknown "
-                f"camera; got {low}..{high}"
             )

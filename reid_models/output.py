@@ -16,24 +16,31 @@ class ReidOutput:
     """[B, D] float, not normalised: the vector that retrieval searches after L2 normalisation."""
 
     logits: dict[str, Tensor] = field(default_factory=dict)
-    """Head name -> [B, C] identity scores. Empty in eval mode."""
+    """Head name -> [B, C] identity scores, or cosines for a loss with a margin. Empty in eval
+    mode."""
 
     metric_features: dict[str, Tensor] = field(default_factory=dict)
-    """Head name -> [B, d] float feature before the BN neck. Empty in eval mode."""
+    """Head name -> [B, d] float tensor whose distances the metric terms judge; which one it is
+    (before the neck, behind it, the logits) is the model's own. Empty in eval mode."""
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """The supervision that one head gets; a model's `loss_layout` is a tuple of these."""
+    """The supervision that one head gets; a model's `loss_layout` is a tuple of these.
+
+    The loss is the weighted sum of the terms; where a paper takes their mean, the weights are one
+    over their number.
+    """
 
     head: str
     """Key into `ReidOutput.logits` and `ReidOutput.metric_features`."""
 
     id_weight: float = 1.0
-    """Weight of the identity cross entropy on the head's logits; 0 leaves the term out."""
+    """Weight of the identity loss on the head's logits; 0 leaves the term out."""
 
     triplet_weight: float = 1.0
-    """Weight of the batch-hard triplet loss on the head's metric feature; 0 leaves it out."""
+    """Weight of the metric terms, the batch-hard triplet loss and, where one is asked for, the
+    center loss, on the head's metric feature; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         if self.id_weight < 0 or self.triplet_weight < 0:

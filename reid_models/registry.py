@@ -1,24 +1,36 @@
 """From a model's name to a model: the table of networks, their options, and weights on request."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from reid_models.fusion_reid import FusionReID, FusionReIDOptions
+from reid_models.la_transformer import (
+    LATransformer,
+    LATransformerOptions,
+    LATransformerPPOptions,
+)
+from reid_models.levit import LEViTLarge, LEViTOptions, LEViTSmall
+from reid_models.lvit_net import LViTNet, LViTNetOptions
 from reid_models.model import ReidModel
 from reid_models.weights import load_model
 
 
 @dataclass(frozen=True)
 class _Entry:
-    model: Callable[..., ReidModel]
+    model: type[Any]
+    """A `ReidModel` that takes these options."""
     options: type[Any]
 
 
 _MODELS = {
     "fusion_reid": _Entry(FusionReID, FusionReIDOptions),
+    "la_transformer": _Entry(LATransformer, LATransformerOptions),
+    "la_transformer_pp": _Entry(LATransformer, LATransformerPPOptions),
+    "levit_l": _Entry(LEViTLarge, LEViTOptions),
+    "levit_s": _Entry(LEViTSmall, LEViTOptions),
+    "lvit_net": _Entry(LViTNet, LViTNetOptions),
 }
 
 
@@ -34,6 +46,16 @@ def model_options(name: str) -> type[Any]:
         ValueError: no such model.
     """
     return _entry(name).options
+
+
+def published_image_size(name: str) -> tuple[int, int]:
+    """(height, width) in pixels that a model was published with.
+
+    Raises:
+        ValueError: no such model.
+    """
+    size: tuple[int, int] = _entry(name).model.published_image_size
+    return size
 
 
 def create_model(
@@ -69,7 +91,7 @@ def create_model(
                 f"model {name!r} has no option {option!r}; "
                 f"the nearest name is {_nearest(option, known)!r}"
             )
-    model = entry.model(
+    model: ReidModel = entry.model(
         num_classes,
         image_size=image_size,
         camera_count=camera_count,

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -23,7 +24,11 @@ from torch.nn import functional
 
 StateDict = dict[str, Tensor]
 
-_WRAPPER_KEYS = ("state_dict", "model")
+_WRAPPER_KEYS = ("model", "state_dict", "state_dict_ema")
+"""What checkpoints wrap their tensors in: DeiT's files the first, T2T-ViT's published ones the
+last."""
+
+_PARALLEL = "module."
 _KEYS_SHOWN = 5
 
 
@@ -45,7 +50,8 @@ def load_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Tensors of a `.safetensors` file, or of any other file as `torch.load(weights_only=True)`.
 
-    A checkpoint that wraps its tensors under `state_dict` or `model` is unwrapped.
+    A checkpoint that wraps its tensors under `model`, `state_dict` or `state_dict_ema` is
+    unwrapped; the `module.` that training on several GPUs puts before every name is left out.
 
     Raises:
         ValueError: no such file, a damaged file, or content other than named tensors.
@@ -53,10 +59,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"there is no weights file at {str(file)!r}")
+    loaded: Any
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+            loaded = safetensors.torch.load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"cannot read weights from {str(file)!r}: {_one_line(error)}") from error
     except Exception as error:  # torch's reader fails on garbage in ways it does not document
@@ -67,8 +75,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     for key in _WRAPPER_KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
+    ):
         raise ValueError(f"{str(file)!r} holds something other than a dict of named tensors")
+    if all(key.startswith(_PARALLEL) for key in loaded):
+        return {key.removeprefix(_PARALLEL): value for key, value in loaded.items()}
     return dict(loaded)
 
 
@@ -126,6 +138,34 @@ def load_strict(
         listed = "; ".join(_listed(kind, keys) for kind, keys in problems.items() if keys)
         raise ValueError(f"the weights of {source!r} do not fit the model: {listed}")
     module.load_state_dict(given, strict=False)
+
+
+def load_allowing(
+    module: nn.Module, state: StateDict, *, source: str, allow: Collection[str]
+) -> tuple[str, ...]:
+    """As `load_strict`, but tensors whose name begins with one of `allow` may be missing, unknown
+    or of another shape; the module then keeps its own values.
+
+    Returns:
+        The names of the tensors that were let off, sorted.
+
+    Raises:
+        ValueError: see `load_strict`; or `allow` is one string, whose letters would each be taken
+            for the beginning of a name.
+    """
+    if isinstance(allow, str):
+        raise ValueError(f"allow is a collection of beginnings of names, got the string {allow!r}")
+    own = module.state_dict()
+    unfit = [
+        key
+        for key in own.keys() | state.keys()
+        if key not in own or key not in state or state[key].shape != own[key].shape
+    ]
+    let_off = sorted(key for key in unfit if key.startswith(tuple(allow)))
+    given = {key: value for key, value in state.items() if key not in let_off}
+    given |= {key: own[key] for key in let_off if key in own}
+    load_strict(module, given, source=source)
+    return tuple(let_off)
 
 
 def resize_position_embedding(

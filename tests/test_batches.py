@@ -77,6 +77,33 @@ def test_every_image_is_shown_and_none_much_more_often() -> None:
         assert max(shown) <= 2 * min(shown)
 
 
+def test_shuffled_batches_are_a_pass_over_all_images_in_a_new_order_each_time() -> None:
+    """Every batch of a pass is of other images, whose labels are those of their identities."""
+    dealt = make_plan()
+    plan = BatchPlan(dealt.index, 5, identities=3, images=3, sampler="shuffle")
+    owner = {}
+    for label, count in enumerate(COUNTS):
+        first = int(plan.index.first_row_I[label])
+        shard = int(plan.index.shard_I[label])
+        owner |= {(shard, first + i): label for i in range(count)}
+    per_pass = sum(COUNTS) // 9
+    passes = []
+    for pass_ in range(4):
+        steps = [plan.rows(pass_ * per_pass + slot) for slot in range(per_pass)]
+        rows = [
+            pair for s in steps for pair in zip(s.shard_B.tolist(), s.row_B.tolist(), strict=True)
+        ]
+        labels = [label for s in steps for label in s.label_B.tolist()]
+        assert labels == [owner[row] for row in rows]
+        assert len(rows) == len(set(rows)) == per_pass * 9
+        passes.append(rows)
+    assert len(set(map(tuple, passes))) == 4
+    assert len({row for rows in passes for row in rows}) == sum(COUNTS)
+    assert plan.steps_per_epoch == 4
+    with pytest.raises(UserError, match="is more than the 32 training images"):
+        BatchPlan(dealt.index, 5, identities=11, images=3, sampler="shuffle")
+
+
 def test_seed_changes_the_batches() -> None:
     assert not np.array_equal(make_plan(seed=1).rows(4).row_B, make_plan(seed=2).rows(4).row_B)
 

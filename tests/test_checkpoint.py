@@ -63,6 +63,27 @@ def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(tmp_path, optim
     assert_identical(run(resumed, 3), straight)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("steps", [2, 4, 6])
+def test_parameters_that_open_later_have_no_state_before_and_resume_alike(
+    tmp_path, optimizer, steps
+):
+    """The convolution opens at step 4, epoch 1."""
+    names = {name for name, _ in TinyNetwork().named_parameters()}
+
+    def trainable(epoch):
+        return {name for name in names if epoch or not name.startswith("convolution")}
+
+    settings = {"optimizer": optimizer, "lr": 0.01, "grad_clip": 0.5, "trainable": trainable}
+    straight = run(tiny_state(**settings), 8)
+    path = save_checkpoint(tmp_path, run(tiny_state(**settings), steps), extra={})
+    saved = safetensors.torch.load_file(path / "optimizer.safetensors")
+    assert any(name.endswith("/convolution.weight") for name in saved) == (steps > 4)
+    resumed = tiny_state(model=TinyNetwork(), **settings)
+    load_checkpoint(path, resumed)
+    assert_identical(run(resumed, 8 - steps), straight)
+
+
 def test_a_checkpoint_of_step_zero_holds_the_first_weights(tmp_path):
     path = save_checkpoint(tmp_path, tiny_state(optimizer="adamw"), extra={})
     torch.manual_seed(5)

@@ -53,3 +53,6 @@ def test_models_are_listed_with_size_and_cost() -> None:
     assert row["params"] == 158_456_903
     assert row["embedding_dim"] == 5888
     assert row["gmac"] == pytest.approx(29.07, abs=0.01)
+    row = next(row for row in answer["models"] if row["name"] == "la_transformer")
+    assert row["image_size"] == [224, 224]
+    assert row["gmac"] == pytest.approx(17.56, abs=0.1)

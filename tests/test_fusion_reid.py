@@ -1,227 +1,109 @@
-"""FusionReID against the paper's formulas written out slowly, and against its published sizes.
+"""FusionReID as a whole: equal to the formulas written out slowly, and doing no needless work."""
 
-Shapes: B batch, C channels of a branch, D fusion dim, H attention heads, h w map rows and columns,
-N tokens.
-"""
-
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, max_pool2d, prelu, relu
 
-from reid_models import ReidLoss, create_model, profile_model
-from reid_models.fusion_reid import FEATURE_NAMES, FusionReID, FusionReIDOptions
-from reid_models.model import ReidModel
+from reid_models import ReidLoss, profile_model
+from reid_models.fusion_plan import FEATURE_NAMES
+from reid_models.fusion_reid import FusionReID
+from tests.slow_branches import VIT_TINY, Vit, conv_patches, soft_split_patches
+from tests.slow_fusion import slow_fusion_reid
+from tests.small_fusion import CAMERAS, CLASSES, IMAGE_SIZE, count, scrambled, small_model
 
-Weights = dict[str, Tensor]
-
-IMAGE_SIZE = (64, 32)
-PATCH_STRIDE = 12
-HEADS = 3
-CLASSES = 4
-CAMERAS = 3
-CNN_BLOCKS = (2, 2, 2, 2)
-"""Bottlenecks a stage of ResNet-26."""
-
-
-def part(w: Weights, prefix: str) -> Weights:
-    return {k.removeprefix(f"{prefix}."): v for k, v in w.items() if k.startswith(f"{prefix}.")}
+T2T = soft_split_patches("patch_embed")
+NETWORKS = {
+    "t2t_vit_t_14": Vit(blocks=14, heads=6, eps=1e-5, patches=T2T),
+    "t2t_vit_t_24": Vit(blocks=24, heads=8, eps=1e-5, patches=T2T),
+    "vit_small_dim768_patch16_224": Vit(
+        blocks=8, heads=8, scale=768**-0.5, patches=conv_patches(16)
+    ),
+    "deit_tiny_patch16_224": Vit(blocks=12, heads=3, patches=conv_patches(16)),
+}
 
 
-def slow_batch_norm(w: Weights, x: Tensor) -> Tensor:
-    return batch_norm(x, w["running_mean"], w["running_var"], w["weight"], w["bias"])
-
-
-def slow_gem(w: Weights, map_BChw: Tensor) -> Tensor:
-    powered = torch.maximum(map_BChw, torch.tensor(1e-6)) ** w["p"]
-    rows, columns = map_BChw.shape[2:]
-    return (powered.sum(3).sum(2) / (rows * columns)) ** (1 / w["p"])
-
-
-def slow_bottleneck(w: Weights, x: Tensor, stride: int) -> Tensor:
-    y = relu(slow_batch_norm(part(w, "bn1"), conv2d(x, w["conv1.weight"])))
-    y = conv2d(y, w["conv2.weight"], stride=stride, padding=1)
-    y = relu(slow_batch_norm(part(w, "bn2"), y))
-    y = slow_batch_norm(part(w, "bn3"), conv2d(y, w["conv3.weight"]))
-    if "downsample.0.weight" in w:
-        x = conv2d(x, w["downsample.0.weight"], stride=stride)
-        x = slow_batch_norm(part(w, "downsample.1"), x)
-    return relu(x + y)
-
-
-def slow_resnet(w: Weights, images: Tensor, stem: str) -> Tensor:
-    """The 7x7 stem, four stages of bottlenecks, the last one with stride 1."""
-    x = conv2d(images, w["conv1.weight"], stride=2, padding=3)
-    x = slow_batch_norm(part(w, "bn1"), x)
-    x = max_pool2d(x, 2, 2) if stem == "reid" else max_pool2d(relu(x), 3, 2, 1)
-    for stage, (blocks, stride) in enumerate(zip(CNN_BLOCKS, (1, 2, 2, 1), strict=True), start=1):
-        for block in range(blocks):
-            block_weights = part(w, f"layer{stage}.{block}")
-            x = slow_bottleneck(block_weights, x, stride if block == 0 else 1)
-    return x
-
-
-def norm(w: Weights, x: Tensor, eps: float) -> Tensor:
-    return layer_norm(x, x.shape[-1:], w["weight"], w["bias"], eps)
-
-
-def linear(w: Weights, x: Tensor) -> Tensor:
-    return x @ w["weight"].T + w.get("bias", torch.zeros((), dtype=x.dtype))
-
-
-def slow_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """[B, Q, D], [B, N, D], [B, N, D] -> [B, Q, D], one head after the other."""
-    width = query.shape[-1] // heads
-    outputs = []
-    for head in range(heads):
-        part_of_dim = slice(head * width, (head + 1) * width)
-        scores = query[..., part_of_dim] @ key[..., part_of_dim].transpose(1, 2) * width**-0.5
-        outputs.append(scores.softmax(dim=-1) @ value[..., part_of_dim])
-    return torch.cat(outputs, dim=-1)
-
-
-def slow_block(w: Weights, x: Tensor, heads: int, eps: float) -> Tensor:
-    """Pre-norm transformer block."""
-    query, key, value = linear(part(w, "attn.qkv"), norm(part(w, "norm1"), x, eps)).chunk(3, dim=-1)
-    x = x + linear(part(w, "attn.proj"), slow_attention(query, key, value, heads))
-    hidden = gelu(linear(part(w, "mlp.fc1"), norm(part(w, "norm2"), x, eps)))
-    return x + linear(part(w, "mlp.fc2"), hidden)
-
-
-def slow_vit(w: Weights, images: Tensor, cameras: list[int]) -> tuple[Tensor, Tensor]:
-    """Class token [B, C] and patch map [B, C, h, w] of ViT-tiny (12 blocks, 3 heads)."""
-    trunk = part(w, "trunk")
-    patches = conv2d(
-        images, trunk["patch_embed.proj.weight"], trunk["patch_embed.proj.bias"], PATCH_STRIDE
-    )
-    batch, dim, rows, columns = patches.shape
-    tokens = torch.zeros(batch, 1 + rows * columns, dim, dtype=images.dtype)
-    table = w["side_information.table_KC"]
-    for b in range(batch):
-        camera = table.mean(0) if cameras[b] == -1 else table[cameras[b]]
-        tokens[b, 0] = trunk["cls_token"][0, 0]
-        for row in range(rows):
-            for column in range(columns):
-                tokens[b, 1 + row * columns + column] = patches[b, :, row, column]
-        tokens[b] += trunk["pos_embed"][0] + 3.0 * camera
-    for block in range(12):
-        tokens = slow_block(part(trunk, f"blocks.{block}"), tokens, heads=3, eps=1e-6)
-    tokens = norm(part(trunk, "norm"), tokens, eps=1e-6)
-    patch_map = tokens[:, 1:].reshape(batch, rows, columns, dim).permute(0, 3, 1, 2)
-    return tokens[:, 0], patch_map
-
-
-def slow_lru(w: Weights, x: Tensor) -> Tensor:
-    kernel = w["0.weight"].shape[-1]
-    x = conv2d(x, w["0.weight"], w["0.bias"], padding=kernel // 2, groups=x.shape[1])
-    x = prelu(slow_batch_norm(part(w, "1"), x), w["2.weight"])
-    x = conv2d(x, w["3.weight"], w["3.bias"])
-    return prelu(slow_batch_norm(part(w, "4"), x), w["5.weight"])
-
-
-def slow_seu(w: Weights, summary: Tensor, tokens: Tensor) -> Tensor:
-    x = slow_block(part(w, "block"), torch.cat([summary[:, None], tokens], 1), HEADS, eps=1e-5)
-    return norm(part(w, "norm"), x, eps=1e-5)
-
-
-def slow_mfu(w: Weights, summary: Tensor, others: Tensor) -> Tensor:
-    query = linear(part(w, "query"), norm(part(w, "norm_query"), summary[:, None], 1e-5))
-    key = linear(part(w, "key"), norm(part(w, "norm_key"), others, 1e-5))
-    value = linear(part(w, "value"), others)
-    y = summary[:, None] + linear(part(w, "proj"), slow_attention(query, key, value, HEADS))
-    hidden = gelu(linear(part(w, "mlp.fc1"), norm(part(w, "norm_mlp"), y, 1e-5)))
-    return (y + linear(part(w, "mlp.fc2"), hidden))[:, 0]
-
-
-def slow_fusion_reid(
-    w: Weights, images: Tensor, cameras: list[int], *, depth: int, stem: str, seus: tuple[str, str]
-) -> Tensor:
-    cnn_map = slow_resnet(part(w, "cnn.trunk"), images, stem)
-    transformer_global, transformer_map = slow_vit(part(w, "transformer"), images, cameras)
-    cnn_refined = slow_lru(part(w, "lru_cnn"), cnn_map)
-    transformer_refined = slow_lru(part(w, "lru_transformer"), transformer_map)
-    cnn_initial = cnn_summary = slow_gem(part(w, "gem_cnn"), cnn_refined)
-    transformer_initial = transformer_summary = slow_gem(
-        part(w, "gem_transformer"), transformer_refined
-    )
-    cnn_tokens = cnn_refined.flatten(2).transpose(1, 2)
-    transformer_tokens = transformer_refined.flatten(2).transpose(1, 2)
-    for layer in range(depth):
-        htm = part(w, f"htms.{layer}")
-        cnn = slow_seu(part(htm, f"seu.{seus[0]}"), cnn_summary, cnn_tokens)
-        transformer = slow_seu(part(htm, f"seu.{seus[1]}"), transformer_summary, transformer_tokens)
-        cnn_summary = slow_mfu(part(htm, "mfu_cnn"), cnn[:, 0], transformer[:, 1:])
-        transformer_summary = slow_mfu(part(htm, "mfu_transformer"), transformer[:, 0], cnn[:, 1:])
-    return torch.cat(
-        [
-            slow_gem(part(w, "gem_global"), cnn_map),
-            transformer_global,
-            cnn_initial,
-            transformer_initial,
-            cnn_summary,
-            transformer_summary,
-        ],
-        dim=1,
-    )
-
-
-def small_model(**options: object) -> ReidModel:
-    torch.manual_seed(0)
-    settings = {
-        "cnn": "resnet26",
-        "transformer": "vit_tiny_patch16_224",
-        "patch_stride": PATCH_STRIDE,
-        "fusion_dim": 12,
-        "fusion_heads": HEADS,
-        **options,
-    }
-    return create_model(
-        "fusion_reid", CLASSES, image_size=IMAGE_SIZE, camera_count=CAMERAS, **settings
-    )
-
-
-def scrambled(model: ReidModel) -> ReidModel:
-    """In float64, with no weight left at a value that hides it (ones, zeros, equal slopes)."""
-    model = model.double()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif value.is_floating_point():
-                value.add_(0.1 * torch.rand_like(value))
-    return model
-
-
-@pytest.mark.parametrize(
-    ("options", "seus"),
-    [
-        ({"htm_depth": 2}, ("shared", "shared")),
-        ({"htm_depth": 1, "seu_sharing": "separate"}, ("cnn", "transformer")),
-        ({"htm_depth": 1, "lru_kernel": 3, "stem": "torchvision"}, ("shared", "shared")),
-    ],
-)
-@torch.no_grad()
-def test_embedding_equals_the_written_out_formulas(
-    options: dict[str, object], seus: tuple[str, str]
+def assert_written_out(
+    model: FusionReID,
+    *,
+    cameras: list[int],
+    vit: Vit = VIT_TINY,
+    views: list[int] | None = None,
 ) -> None:
-    model = scrambled(small_model(**options)).eval()
-    images = torch.randn(3, 3, *IMAGE_SIZE, dtype=torch.float64)
-    cameras = [2, -1, 0]
+    images = torch.randn(len(cameras), 3, *IMAGE_SIZE, dtype=torch.float64)
+    options = model.options
     expected = slow_fusion_reid(
         model.state_dict(),
         images,
         cameras,
-        depth=model.options.htm_depth,
-        stem=model.options.stem,
-        seus=seus,
+        vit=vit,
+        depth=options.htm_depth,
+        stem=options.stem,
+        mode=options.htm_mode,
+        seu_sharing=options.seu_sharing,
+        mfu_sharing=options.mfu_sharing,
+        views=views,
+        view_count=max(options.view_count, 1),
     )
-    embedding = model(images, torch.tensor(cameras)).embedding
+    view_indices = None if views is None else torch.tensor(views)
+    embedding = model(images, torch.tensor(cameras), view_indices).embedding
     assert embedding.dtype == torch.float64
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(embedding, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"htm_depth": 2},
+        {"htm_depth": 6},
+        {"htm_depth": 1, "lru_kernel": 3, "stem": "torchvision"},
+        {"seu_sharing": "separate"},
+        {"seu_sharing": "separate", "mfu_sharing": "shared"},
+        {"mfu_sharing": "shared"},
+        {"htm_mode": "encode"},
+        {"htm_mode": "encode", "seu_sharing": "separate"},
+        {"htm_mode": "fuse"},
+        {"htm_mode": "fuse_encode"},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+@torch.no_grad()
+def test_embedding_equals_the_written_out_formulas(options: dict[str, object]) -> None:
+    assert_written_out(scrambled(small_model(**options)).eval(), cameras=[2, -1, 0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_every_transformer_equals_the_written_out_formulas(name: str) -> None:
+    model = scrambled(small_model(transformer=name, patch_stride=16, htm_depth=1)).eval()
+    assert_written_out(model, cameras=[2, -1], vit=NETWORKS[name])
+
+
+@pytest.mark.parametrize("camera_count", [CAMERAS, 0])
+@torch.no_grad()
+def test_views_equal_the_written_out_formulas(camera_count: int) -> None:
+    model = scrambled(small_model(camera_count, htm_depth=1, view_count=2)).eval()
+    cameras = [2, -1, 0, 1, -1] if camera_count else [-1] * 5
+    assert_written_out(model, cameras=cameras, views=[1, 0, -1, 1, -1])
+    images = torch.randn(2, 3, *IMAGE_SIZE, dtype=torch.float64)
+    unknown = model(images, None, torch.tensor([-1, -1])).embedding
+    torch.testing.assert_close(model(images).embedding, unknown)
+    assert not torch.allclose(model(images, None, torch.tensor([1, 1])).embedding, unknown)
+
+
+def test_wrong_views_are_named() -> None:
+    images = torch.randn(2, 3, *IMAGE_SIZE)
+    model = small_model(view_count=2).eval()
+    with pytest.raises(ValueError, match=r"view indices must lie in 0\.\.1.* got 0\.\.2"):
+        model(images, None, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=r"views must be int64 of shape \[2\], got torch.int32"):
+        model(images, None, torch.tensor([0, 1], dtype=torch.int32))
+    without = small_model().eval()
+    with torch.no_grad():
+        ignored = without(images, None, torch.tensor([0, 7])).embedding
+        torch.testing.assert_close(ignored, without(images).embedding)
 
 
 def test_logits_are_the_classifier_on_the_normalised_feature() -> None:
@@ -238,27 +120,28 @@ def test_logits_are_the_classifier_on_the_normalised_feature() -> None:
         torch.testing.assert_close(output.logits[name], normal @ head.classifier.weight.T)
 
 
+@pytest.mark.parametrize("classes", [CLASSES, 751])
 @torch.no_grad()
-def test_six_heads_start_at_the_loss_of_guessing() -> None:
-    model = small_model()
+def test_six_heads_start_at_the_loss_of_guessing(classes: int) -> None:
+    model = small_model(classes=classes)
     assert [term.head for term in model.loss_layout] == list(FEATURE_NAMES)
-    _, parts = ReidLoss(model.loss_layout)(
-        model(torch.randn(6, 3, *IMAGE_SIZE)), torch.tensor([0, 0, 1, 1, 3, 3])
-    )
-    assert parts["id"].item() == pytest.approx(6 * math.log(CLASSES), rel=0.01)
-    assert parts["triplet"].item() > 0
+    labels = torch.tensor([0, 0, 1, 1, 3, 3])
+    output = model(torch.randn(6, 3, *IMAGE_SIZE))
+    loss, parts = ReidLoss(model.loss_layout)(output, labels)
+    assert parts["id"].item() == pytest.approx(6 * math.log(classes), rel=0.01)
+    triplets = sum(slow_soft_triplet(f, labels) for f in output.metric_features.values())
+    assert parts["triplet"].item() == pytest.approx(triplets, rel=1e-3)
+    assert loss.item() == pytest.approx(parts["id"].item() + triplets, rel=1e-3)
 
 
-@torch.no_grad()
-def test_eval_mode_leaves_the_heads_alone() -> None:
-    model = small_model().eval()
-    called: list[str] = []
-    for name, head in model.heads.items():
-        head.register_forward_hook(lambda *_, name=name: called.append(name))
-    model(torch.randn(1, 3, *IMAGE_SIZE))
-    assert called == []
-    model.train()(torch.randn(2, 3, *IMAGE_SIZE))
-    assert tuple(called) == FEATURE_NAMES
+def slow_soft_triplet(features_Bd: Tensor, labels_B: Tensor) -> float:
+    """Mean of log(1 + exp(farthest own - nearest other)), image by image."""
+    losses = []
+    for feature, label in zip(features_Bd, labels_B, strict=True):
+        distances = (features_Bd - feature).square().sum(1).sqrt()
+        own, other = distances[labels_B == label].max(), distances[labels_B != label].min()
+        losses.append(math.log1p(math.exp(own - other)))
+    return sum(losses) / len(losses)
 
 
 @torch.no_grad()
@@ -266,12 +149,105 @@ def test_embed_features_picks_and_orders() -> None:
     picked = ("transformer_fused", "cnn_global")
     images = torch.randn(2, 3, *IMAGE_SIZE)
     whole = small_model().eval()(images).embedding
-    model = small_model(embed_features=list(picked)).eval()
-    parts = dict(zip(FEATURE_NAMES, whole.split([2048, 192, 12, 12, 12, 12], dim=1), strict=True))
+    model = small_model(embed_features=list(picked))
+    expected = torch.cat([named(whole)[name] for name in picked], dim=1)
     assert model.embedding_dim == 2048 + 12
-    torch.testing.assert_close(
-        model(images).embedding, torch.cat([parts[name] for name in picked], dim=1)
-    )
+    torch.testing.assert_close(model.eval()(images).embedding, expected)
+    assert tuple(model.train()(images).logits) == FEATURE_NAMES
+
+
+def named(embedding: Tensor) -> dict[str, Tensor]:
+    widths = [2048, 192, 12, 12, 12, 12]
+    return dict(zip(FEATURE_NAMES, embedding.split(widths, dim=1), strict=True))
+
+
+@torch.no_grad()
+def test_a_branch_in_half_precision_embeds_in_float32() -> None:
+    model = small_model(cnn=None).bfloat16().eval()
+    embedding = model(torch.randn(2, 3, *IMAGE_SIZE).bfloat16()).embedding
+    assert embedding.dtype == torch.float32
+    assert embedding.isfinite().all()
+
+
+CNN, TRANSFORMER = {"cnn"}, {"transformer"}
+CNN_SUMMARY = CNN | {"lru.cnn", "gem.cnn"}
+TRANSFORMER_SUMMARY = TRANSFORMER | {"lru.transformer", "gem.transformer"}
+FIRST_HTM, LAST_HTM = (
+    {f"htms.{i}.{unit}.{branch}" for unit in ("seu", "mfu") for branch in ("cnn", "transformer")}
+    for i in (0, 1)
+)
+BOTH = CNN_SUMMARY | TRANSFORMER_SUMMARY
+WATCHED = BOTH | FIRST_HTM | LAST_HTM | {"gem_global"}
+NEEDED = {
+    ("encode_fuse", "cnn_global"): CNN | {"gem_global"},
+    ("encode_fuse", "transformer_global"): TRANSFORMER,
+    ("encode_fuse", "cnn_initial"): CNN_SUMMARY,
+    ("encode_fuse", "transformer_initial"): TRANSFORMER_SUMMARY,
+    ("encode_fuse", "cnn_fused"): BOTH | FIRST_HTM | {"htms.1.seu.transformer", "htms.1.mfu.cnn"},
+    ("encode_fuse", "transformer_fused"): BOTH
+    | FIRST_HTM
+    | {"htms.1.seu.cnn", "htms.1.mfu.transformer"},
+    ("encode", "cnn_fused"): CNN_SUMMARY,
+    ("encode", "transformer_fused"): TRANSFORMER_SUMMARY,
+    ("fuse", "cnn_fused"): CNN_SUMMARY
+    | {"transformer", "lru.transformer", "htms.0.mfu.cnn", "htms.1.mfu.cnn"},
+    ("fuse", "transformer_fused"): TRANSFORMER_SUMMARY
+    | {"cnn", "lru.cnn", "htms.0.mfu.transformer", "htms.1.mfu.transformer"},
+    ("fuse_encode", "cnn_fused"): CNN_SUMMARY
+    | {"transformer", "lru.transformer", "htms.0.mfu.cnn", "htms.1.mfu.cnn"},
+}
+"""(mode, feature) -> the parts that the feature needs whole; an encoding unit of which only the
+first token is needed is not called as a whole."""
+
+
+@pytest.mark.parametrize(("mode", "feature"), NEEDED)
+@torch.no_grad()
+def test_eval_mode_computes_only_what_the_wanted_feature_needs(mode: str, feature: str) -> None:
+    settings = {"htm_mode": mode, "seu_sharing": "separate"}
+    images = torch.randn(2, 3, *IMAGE_SIZE)
+    whole = small_model(**settings).eval()(images).embedding
+    model = small_model(**settings, embed_features=(feature,)).eval()
+    called: set[str] = set()
+    for name, module in model.named_modules():
+        if name in WATCHED or name.startswith("heads."):
+            module.register_forward_hook(lambda *_, name=name: called.add(name))
+    embedding = model(images).embedding
+    assert called == NEEDED[mode, feature]
+    torch.testing.assert_close(embedding, named(whole)[feature], rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_feature_costs_no_more_than_its_branch() -> None:
+    with torch.device("meta"):
+        cost = {
+            name: profile_model(small_model(embed_features=(name,))).gmac for name in FEATURE_NAMES
+        }
+        alone = {
+            "cnn_global": profile_model(small_model(transformer=None)).gmac,
+            "transformer_global": profile_model(small_model(cnn=None)).gmac,
+        }
+        whole = profile_model(small_model()).gmac
+    assert {name: cost[name] for name in alone} == alone
+    assert cost["cnn_global"] < cost["cnn_initial"] < cost["cnn_fused"] < whole
+    assert cost["transformer_global"] < cost["transformer_initial"] < cost["transformer_fused"]
+
+
+@pytest.mark.parametrize(
+    ("off", "left", "dim"),
+    [("transformer", "cnn_global", 2048), ("cnn", "transformer_global", 192)],
+)
+def test_one_branch_alone_is_that_branch_with_its_head(off: str, left: str, dim: int) -> None:
+    images, cameras = torch.randn(3, 3, *IMAGE_SIZE), torch.tensor([0, 2, -1])
+    both, alone = small_model(), small_model(**{off: None})
+    both.load_state_dict(both.state_dict() | alone.state_dict())
+    assert alone.embedding_dim == dim
+    assert [term.head for term in alone.loss_layout] == [left]
+    with torch.no_grad():
+        feature = named(both.eval()(images, cameras).embedding)[left]
+        torch.testing.assert_close(alone.eval()(images, cameras).embedding, feature)
+    output = alone.train()(images, cameras)
+    loss, _ = ReidLoss(alone.loss_layout)(output, torch.tensor([0, 0, 1]))
+    loss.backward()
+    assert {n for n, p in alone.named_parameters() if p.grad is None} == {f"heads.{left}.neck.bias"}
 
 
 @torch.no_grad()
@@ -282,159 +258,3 @@ def test_side_information_can_be_left_out() -> None:
     torch.testing.assert_close(
         model(images, torch.tensor([0, 2])).embedding, model(images).embedding
     )
-
-
-def published(**options: object) -> FusionReID:
-    with torch.device("meta"):
-        model = create_model("fusion_reid", 751, image_size=(256, 128), camera_count=6, **options)
-    assert isinstance(model, FusionReID)
-    return model
-
-
-def count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-UNUSED_CLASSIFIER = 769_000
-"""The published code keeps the ViT's 768 -> 1000 layer, which nothing uses."""
-
-
-def test_published_size() -> None:
-    model = published()
-    profile = profile_model(model)
-    assert profile.params == 159_225_903 - UNUSED_CLASSIFIER
-    assert profile.embedding_dim == 5888
-    assert profile.gmac == pytest.approx(29.07, abs=0.005)
-    assert model.cnn.grid == (16, 8)
-    assert model.transformer.grid == (21, 10)
-    head = 751 * 768 + 2 * 768
-    assert {
-        "cnn": count(model.cnn),
-        "transformer": count(model.transformer),
-        "side information": count(model.transformer.side_information),
-        "position": model.transformer.trunk.pos_embed.numel(),
-        "lru_cnn": count(model.lru_cnn),
-        "lru_transformer": count(model.lru_transformer),
-        "seu": count(model.htms[0].seu),
-        "mfu": count(model.htms[0].mfu_cnn),
-        "htms": count(model.htms),
-        "heads": {name: count(model.heads[name]) for name in FEATURE_NAMES},
-        "gems": [count(g) for g in (model.gem_global, model.gem_cnn, model.gem_transformer)],
-    } == {
-        "cnn": 23_508_032,
-        "transformer": 86_583_016 - UNUSED_CLASSIFIER,
-        "side information": 4_608,
-        "position": 162_048,
-        "lru_cnn": 1_583_362,
-        "lru_transformer": 595_202,
-        "seu": 7_087_104,
-        "mfu": 7_087_104,
-        "htms": 42_522_624,
-        "heads": {**dict.fromkeys(FEATURE_NAMES, head), "cnn_global": 4_096 + 1_538_048},
-        "gems": [1, 1, 1],
-    }
-
-
-def test_size_with_separate_encoding_units() -> None:
-    model = published(seu_sharing="separate")
-    assert count(model) == 173_400_111 - UNUSED_CLASSIFIER
-    assert count(model.htms) == 56_696_832
-
-
-@pytest.mark.parametrize(
-    ("options", "dim"),
-    [({"fusion_dim": 384}, 4352), ({"fusion_dim": 1536}, 8960), ({"htm_depth": 6}, 5888)],
-)
-def test_published_embedding_dims(options: dict[str, object], dim: int) -> None:
-    assert published(**options).embedding_dim == dim
-
-
-@pytest.mark.parametrize(
-    ("image_size", "stride", "grid"),
-    [((256, 128), 16, (16, 8)), ((384, 128), 12, (31, 10)), ((384, 128), 16, (24, 8))],
-)
-def test_patch_grids(image_size: tuple[int, int], stride: int, grid: tuple[int, int]) -> None:
-    with torch.device("meta"):
-        model = create_model("fusion_reid", 2, image_size=image_size, patch_stride=stride)
-    assert model.transformer.grid == grid
-    assert model.transformer.trunk.pos_embed.shape == (1, 1 + grid[0] * grid[1], 768)
-
-
-def test_initial_values() -> None:
-    model = small_model()
-    trunk = model.transformer.trunk
-    expected_std = {
-        "class token": (trunk.cls_token, 0.02),
-        "position": (trunk.pos_embed, 0.02),
-        "cameras": (model.transformer.side_information.table_KC, 0.02),
-        "patches": (trunk.patch_embed.proj.weight, (2 / (16 * 16 * 192)) ** 0.5),
-        "vit linear": (trunk.blocks[3].mlp.fc1.weight, 0.02),
-        "classifier": (model.heads["cnn_global"].classifier.weight, 0.001),
-    }
-    for name, (values, std) in expected_std.items():
-        assert values.std().item() == pytest.approx(std, rel=0.15), name
-    assert model.gem_cnn.p.item() == 3
-    assert model.lru_cnn[2].weight.tolist() == [0.25]
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in trunk.blocks]
-    assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
-
-
-@pytest.mark.parametrize("cnn", ["resnet10t", "tf_efficientnet_lite0", "mobilenetv2_100"])
-def test_last_stride_keeps_the_resolution_without_dilation(cnn: str) -> None:
-    with torch.device("meta"):
-        kept = small_model(cnn=cnn)
-        as_published = small_model(cnn=cnn, last_stride=2)
-    assert kept.cnn.grid == (4, 2)
-    assert as_published.cnn.grid == (2, 1)
-    convolutions = [m for m in kept.cnn.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert {m.dilation for m in convolutions} == {(1, 1)}
-    assert count(kept) == count(as_published)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cnn": "rsnet50"}, "cnn='rsnet50' is no timm model; the nearest name is 'resnet50'"),
-        ({"transformer": "vit_base_patch16_223"}, "the nearest name is 'vit_base_patch16_224'"),
-        ({"cnn": "resnet50.nowhere"}, "timm has no such weights; it has resnet50.a1_in1k"),
-        ({"transformer": "resnet50"}, "transformer='resnet50' is no plain vision transformer"),
-        ({"transformer": "vit_base_patch16_siglip_224"}, "is no plain vision transformer"),
-        ({"cnn": "vit_tiny_patch16_224"}, "cannot keep the resolution of its last stage"),
-        ({"cnn": "vit_tiny_patch16_224", "last_stride": 2}, r"cannot take images of \(64, 32\)"),
-        ({"cnn": "densenet121"}, "'densenet121' cannot keep .* use last_stride=2"),
-        ({"patch_stride": 17}, r"lie in 1\.\.16 .* got patch_stride=17"),
-        ({"patch_stride": 0}, "patch_stride must be at least 1, got 0"),
-        ({"fusion_dim": 13}, "multiple of fusion_heads=3, got 13"),
-        ({"htm_depth": 0}, "htm_depth must be at least 1, got 0"),
-        ({"lru_kernel": 2}, "lru_kernel must be odd and positive, got 2"),
-        ({"last_stride": 3}, "last_stride must be 1 or 2, got 3"),
-        ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\), got 1.0"),
-        ({"stem": "deep"}, "stem must be one of reid, torchvision, got 'deep'"),
-        ({"seu_sharing": "none"}, "seu_sharing must be one of shared, separate, got 'none'"),
-        ({"embed_features": ("cnn",)}, "distinct names out of cnn_global"),
-        ({"embed_features": ()}, "distinct names out of cnn_global"),
-    ],
-)
-def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
-        small_model(**options)
-
-
-def test_options_default_to_the_published_model() -> None:
-    assert dataclasses.asdict(FusionReIDOptions()) == {
-        "cnn": "resnet50",
-        "cnn_weights": None,
-        "stem": "reid",
-        "last_stride": 1,
-        "transformer": "vit_base_patch16_224",
-        "transformer_weights": None,
-        "patch_stride": 12,
-        "drop_path": 0.1,
-        "side_information": 3.0,
-        "fusion_dim": 768,
-        "fusion_heads": 12,
-        "htm_depth": 2,
-        "seu_sharing": "shared",
-        "lru_kernel": 1,
-        "embed_features": "all",
-    }

@@ -45,6 +45,48 @@ def test_wrong_override_is_named(override: str, says: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["loss.id_margin=0.3"], "loss: id_margin=0.3 and id_scale=None have no effect on"),
+        (["loss.id_scale=8"], "id_loss=softmax"),
+        (["loss.id_loss=sphere"], "loss.id_loss='sphere'"),
+        (["optim.nesterov=true"], "optim: nesterov=true is for name=sgd with momentum, got name=a"),
+        (
+            ["optim.name=sgd", "optim.nesterov=true", "optim.momentum=0"],
+            "got name=sgd with momentum=0",
+        ),
+        (["optim.freeze=['']"], "optim.freeze.0=''"),
+        (["schedule.hold_epoch=11"], "schedule: hold_epoch=11.0 lies behind the last epoch, 10"),
+        (["schedule.hold_epoch=0.5"], "schedule: hold_epoch is not below warmup_epochs=1.0"),
+        (["schedule.cosine_epochs=9"], "schedule: cosine_epochs=9.0, where the cosine ends"),
+        (
+            ["schedule.cosine_after_warmup=true", "schedule.warmup_epochs=10"],
+            "leaves no cosine behind warmup_epochs=10.0",
+        ),
+        (
+            ["average.kind=uniform", "average.start_epoch=11"],
+            "average.start_epoch=11 lies behind the last epoch, train.epochs=10",
+        ),
+        (
+            ["average.kind=ema", "average.start_epoch=4", "train.epochs=3"],
+            "average.start_epoch=4 lies behind the last epoch, train.epochs=3",
+        ),
+        (["average.kind=mean"], "average.kind='mean'"),
+        (["average.decay=1"], "average.decay=1"),
+        (["unfreeze.start=0"], "unfreeze.start=0"),
+        (["unfreeze.every=0.5"], "unfreeze.every=0.5"),
+    ],
+)
+def test_settings_of_the_training_that_do_not_fit_are_one_line(
+    overrides: list[str], says: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe("demo", overrides)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_identities_must_divide_among_workers() -> None:
     with pytest.raises(UserError, match="batch.identities=9 is not a multiple of train.workers=2"):
         load_recipe("demo", ["batch.identities=9", "train.workers=2"])

@@ -1,7 +1,9 @@
 """Training around the engine: what the weights depend on, and what is refused before or without a
 second try."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.train
@@ -15,7 +17,7 @@ from pipelines.console import Reporter, find_user_error
 from pipelines.errors import UserError
 from pipelines.ingest import open_blocks
 from pipelines.recipe import Recipe
-from pipelines.recipe_file import load_recipe
+from pipelines.recipe_file import check_recipe, load_recipe
 from pipelines.store import Folder, Store
 from pipelines.train import prepare, run, training_fingerprint
 from tests.conftest import TINY
@@ -57,6 +59,16 @@ def test_weights_count_by_their_content_and_not_by_their_place(
     ]
     assert prints[0] == prints[1]
     assert prints[0] != prints[2]
+
+
+def test_the_embeddings_options_count_where_held_out_figures_are_taken(blocks: Blocks) -> None:
+    def prints(*overrides: str) -> set[str]:
+        options = ("model.embed_features=all", "model.embed_features=[cnn_fused]")
+        recipes = [tiny_recipe(*overrides, option) for option in options]
+        return {training_fingerprint(recipe, blocks) for recipe in recipes}
+
+    assert len(prints()) == 1
+    assert len(prints("data.holdout=0.5")) == 2
 
 
 def test_card_keeps_no_path_of_pretrained_weights(blocks: Blocks, tmp_path: Path) -> None:
@@ -116,6 +128,63 @@ def test_a_camera_that_only_left_out_identities_saw_is_unknown_to_the_model(
     assert len(lone) == 1
     assert lone[0] not in train.names
     assert cameras_of(blocks, train) == ("c1", "c2")
+
+
+def la_recipe(**sections: dict[str, Any]) -> Recipe:
+    plain = tiny_recipe("batch.identities=2", "data.holdout=0.5").to_dict()
+    plain["model"] = {"name": "la_transformer", "transformer": "vit_tiny_patch16_224"}
+    for section, values in sections.items():
+        plain[section] |= values
+    return check_recipe(plain, "test")
+
+
+def test_two_workers_unfreeze_and_average(blocks: Blocks, store: Store) -> None:
+    recipe = la_recipe(
+        train={"workers": 2, "epochs": 3},
+        unfreeze={"start": 1, "every": 1, "at_epoch0": False},
+        average={"kind": "uniform", "start_epoch": 2},
+    )
+    done = run(recipe, store, Reporter())
+    assert done.values["steps"] == 9
+    assert set(done.values["metrics"]) == {"mAP", "mINP", "R1", "R5"}
+    assert all(0 <= figure <= 100 for figure in done.values["metrics"].values())
+    folder = Folder.open(done.uri)
+    weights = safetensors.torch.load_file(folder.local("model.safetensors"))
+    checkpoints = folder.local("checkpoints")
+    ends = [
+        safetensors.torch.load_file(checkpoints / f"step-{step:06d}" / "model.safetensors")
+        for step in (6, 9)
+    ]
+    for name, tensor in weights.items():
+        if name.endswith("num_batches_tracked"):
+            assert tensor == 3
+        elif "running" not in name:
+            expected = (ends[0][name] + ends[1][name]) / 2
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
+    slots = safetensors.torch.load_file(checkpoints / "step-000006" / "optimizer.safetensors")
+    opened = {name.split("blocks.")[1].split(".")[0] for name in slots if "blocks." in name}
+    assert opened == {"11"}
+    rows = json.loads((folder.local("metrics") / "validation-00000009.json").read_text())
+    assert {"step": 9, **done.values["metrics"]} == rows
+
+
+def test_what_the_model_does_not_have_is_refused_before_the_workers_start(
+    blocks: Blocks, store: Store, tmp_path: Path
+) -> None:
+    for sections, says in (
+        ({"optim": {"freeze": ["blokcs"]}}, r"optim\.freeze=\['blokcs'\]"),
+        ({"loss": {"center_weight": 0.5}}, r"loss\.center_weight=0\.5"),
+    ):
+        with pytest.raises(UserError, match=says):
+            prepare(la_recipe(**sections), blocks, Folder.open(str(tmp_path / "run")))
+
+
+def test_the_average_counts_for_the_folder_of_a_run(blocks: Blocks) -> None:
+    prints = {
+        training_fingerprint(la_recipe(**sections), blocks)
+        for sections in ({}, {"average": {"kind": "ema"}}, {"unfreeze": {"start": 2}})
+    }
+    assert len(prints) == 3
 
 
 def test_more_workers_than_the_cluster_has_room_for(blocks: Blocks, store: Store) -> None:

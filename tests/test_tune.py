@@ -44,6 +44,20 @@ def test_warmup_keeps_its_share_in_trials_and_its_length_in_the_best_recipe() ->
     assert max(drawn) > 4
 
 
+def test_all_that_is_counted_in_epochs_keeps_its_share_in_trials() -> None:
+    settings = ["train.epochs=90", "tune.epochs=7", "schedule.warmup_epochs=9"]
+    counted = ["schedule.cosine_epochs=90", "schedule.hold_epoch=72", "schedule.decay_epochs=18"]
+    averaged = ["average.kind=uniform", "average.start_epoch=72", "unfreeze.every=30"]
+    trial = trial_recipe(load_recipe("fusion_reid", settings + counted + averaged), {})
+    assert trial.schedule.cosine_epochs == 7  # to the last bit, else it ends too early
+    assert trial.schedule.hold_epoch == trial.average.start_epoch == pytest.approx(5.6)
+    assert trial.schedule.decay_epochs == pytest.approx(1.4)
+    assert trial.unfreeze.every == 2
+    plain = trial_recipe(load_recipe("fusion_reid", ["tune.epochs=4"]), {})
+    assert (plain.schedule.cosine_epochs, plain.schedule.hold_epoch) == (None, None)
+    assert plain.unfreeze.every == 1
+
+
 def test_wrong_parameter_is_refused() -> None:
     with pytest.raises(UserError, match="htm_depth"):
         apply(load_recipe("demo"), {"model.htm_depth": 0})

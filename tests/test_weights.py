@@ -68,7 +68,9 @@ def test_whole_model_of_another_shape_is_refused(tmp_path: Path) -> None:
         fusion(htm_depth=2, pretrained=file)
     with pytest.raises(ValueError, match=r"unexpected \(htms\.0\.seu\.shared"):
         fusion(htm_depth=1, seu_sharing="separate", pretrained=file)
-    with pytest.raises(ValueError, match=r"of another shape \(lru_cnn.3.weight \[12, 512, 1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"of another shape \(lru\.cnn\.3\.weight \[12, 512, 1, 1\]"
+    ):
         fusion(htm_depth=1, fusion_dim=24, pretrained=file)
 
 
@@ -206,11 +208,31 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
         read_state_dict(file)
 
 
+@pytest.mark.parametrize(
+    "wrappers", [["model"], ["state_dict"], ["state_dict_ema"], ["state_dict_ema", "model"]]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoints_are_unwrapped(tmp_path: Path, wrappers: list[str], prefix: str) -> None:
+    file = tmp_path / "wrapped.pth.tar"
+    content: dict[str, object] = {f"{prefix}a.weight": torch.ones(2), f"{prefix}b": torch.ones(1)}
+    for wrapper in wrappers:
+        content = {wrapper: content}
+    torch.save(content, file)
+    assert set(read_state_dict(file)) == {"a.weight", "b"}
+
+
+def test_a_part_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "module.safetensors"
+    safetensors.torch.save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, file)
+    assert set(read_state_dict(file)) == {"module.a", "b"}
+
+
 def test_files_that_hold_no_tensors_or_are_absent(tmp_path: Path) -> None:
     file = tmp_path / "numbers.pth"
-    torch.save({"state_dict": {"a": 1}}, file)
-    with pytest.raises(ValueError, match="something other than a dict of named tensors"):
-        read_state_dict(file)
+    for content in ({"a": 1}, {1: torch.ones(1)}, [torch.ones(1)]):
+        torch.save({"state_dict": content}, file)
+        with pytest.raises(ValueError, match="something other than a dict of named tensors"):
+            read_state_dict(file)
     with pytest.raises(ValueError, match=r"there is no weights file at .*absent\.pth"):
         read_state_dict(tmp_path / "absent.pth")
 

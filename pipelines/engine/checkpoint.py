@@ -2,6 +2,7 @@
 
     ROOT/step-000040/model.safetensors       parameters and buffers
     ROOT/step-000040/optimizer.safetensors   the optimiser's tensors, `SLOT/PARAMETER`
+    ROOT/step-000040/companions.safetensors  `loss/NAME`, `average/NAME`, where these have tensors
     ROOT/step-000040/state.json              step, seed, groups, sizes and SHA-256, versions, extra
 
 A folder is written under a temporary name and renamed once the disk holds it, so a folder under
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from torch import Tensor
+
 from pipelines.checkpoints import CHECKPOINT, list_checkpoints
 from pipelines.engine.metrics import DivergedError
 from pipelines.engine.optimizer_state import pack_optimizer, unpack_optimizer
@@ -35,6 +38,7 @@ from pipelines.errors import UserError
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+COMPANIONS_FILE = "companions.safetensors"
 STATE_FILE = "state.json"
 
 _FORMAT = 1
@@ -48,8 +52,8 @@ def save_checkpoint(root: Path, state: TrainState, *, extra: dict[str, Any]) -> 
     Args:
         root: folder of this run's checkpoints; made if missing. Leftovers of killed writers in it
             are removed, and a checkpoint of the same step is replaced.
-        state: what is saved. Host memory of one copy of the model and the optimiser's tensors is
-            used where they lie on a GPU.
+        state: what is saved. Host memory of one copy of the model's, the optimiser's and the
+            companions' tensors is used where they lie on a GPU.
         extra: JSON values that `load_checkpoint` gives back.
 
     Raises:
@@ -63,20 +67,23 @@ def save_checkpoint(root: Path, state: TrainState, *, extra: dict[str, Any]) -> 
             "lower optim.lr, lengthen schedule.warmup_epochs or set optim.grad_clip"
         )
     optimizer_tensors, optimizer = pack_optimizer(state.optimizer, state.model)
+    contents = {MODEL_FILE: model_tensors, OPTIMIZER_FILE: optimizer_tensors}
+    if companions := _companion_tensors(state):
+        contents[COMPANIONS_FILE] = companions
     root.mkdir(parents=True, exist_ok=True)
     _remove_staged(root)
     target = root / f"step-{state.step:06d}"
     staged = _staged_name(target)
     staged.mkdir()
     try:
-        write_tensors(staged / MODEL_FILE, model_tensors)
-        write_tensors(staged / OPTIMIZER_FILE, optimizer_tensors)
+        for name, tensors in contents.items():
+            write_tensors(staged / name, tensors)
         content = {
             "format": _FORMAT,
             "step": state.step,
             "seed": state.seed,
             "optimizer": optimizer,
-            "files": {name: _describe(staged / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
+            "files": {name: _describe(staged / name) for name in contents},
             "versions": _versions(),
             "extra": extra,
         }
@@ -117,6 +124,7 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
             f"{path / OPTIMIZER_FILE}: state of another optimiser ({error}); "
             "set optim as it was to go on, or delete the folder to start again"
         ) from error
+    _load_companions(path, state, content["files"])
     state.step = content["step"]
     extra: dict[str, Any] = content["extra"]
     return extra
@@ -141,6 +149,35 @@ def prune_checkpoints(root: Path, keep: int = 2) -> None:
     for _, path in list_checkpoints(root)[:-keep]:
         path.rename(_staged_name(path))
     _remove_staged(root)
+
+
+def _companion_tensors(state: TrainState) -> dict[str, Tensor]:
+    return {
+        f"{companion}/{name}": tensor
+        for companion, holder in state.companions().items()
+        for name, tensor in holder.state_dict().items()
+    }
+
+
+def _load_companions(path: Path, state: TrainState, files: dict[str, Any]) -> None:
+    file = path / COMPANIONS_FILE
+    saved = read_tensors(file) if COMPANIONS_FILE in files else {}
+    if surplus := {name.partition("/")[0] for name in saved} - state.companions().keys():
+        raise UserError(
+            f"{file}: has {', '.join(sorted(surplus))}, which this training has not; set the "
+            "recipe as it was to go on, or delete the folder to start again"
+        )
+    for companion, holder in state.companions().items():
+        prefix = f"{companion}/"
+        own = {k.removeprefix(prefix): t for k, t in saved.items() if k.startswith(prefix)}
+        try:
+            holder.load_state_dict(own)
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{file}: {companion} of another training ({reason}); set {companion} as it was "
+                "to go on, or delete the folder to start again"
+            ) from error
 
 
 def _staged_name(target: Path) -> Path:

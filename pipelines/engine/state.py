@@ -4,13 +4,14 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn, optim
 
+from pipelines.engine.averaging import WeightAverage
 from pipelines.engine.erasing import ErasingConfig
 from pipelines.engine.metrics import StepMetrics
 from pipelines.engine.schedule import ScheduleConfig
@@ -18,8 +19,18 @@ from reid_models.output import ReidOutput
 
 Precision = Literal["fp32", "bf16"]
 LossFunction = Callable[[ReidOutput, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(output, labels_B) -> (total, its parts by name), all scalar tensors, such as `ReidLoss`. It has
-no state of its own, and computes in float32 whatever the forward pass did."""
+"""(output, labels_B) -> (total, its parts by name), all scalar tensors, such as `ReidLoss`. It
+computes in float32 whatever the forward pass did."""
+
+
+class Stateful(Protocol):
+    """What has tensors that the next step depends on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors by name."""
+
+    def load_state_dict(self, tensors: Mapping[str, Any], /) -> object:
+        """Take them back; raises ValueError or RuntimeError if they do not fit."""
 
 
 @dataclass(kw_only=True)
@@ -43,6 +54,11 @@ class TrainState:
     """Standard deviation of the pixel values in [0, 1], one a channel."""
     erasing: ErasingConfig | None = None
     """Random erasing, if any."""
+    average: WeightAverage | None = None
+    """Of the model's weights, if they are averaged."""
+    trainable: Callable[[int], Collection[str]] | None = None
+    """Epoch, counted from 0 -> names of the parameters that train in it; None for all that the
+    optimiser has."""
     precision: Precision = "fp32"
     """Arithmetic of the forward pass; losses, weights and updates are fp32 in both."""
     grad_clip: float | None = None
@@ -61,6 +77,15 @@ class TrainState:
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.model.parameters()).device
+
+    def companions(self) -> dict[str, Stateful]:
+        """What a checkpoint holds beside the model and the optimiser."""
+        found: dict[str, Stateful] = {}
+        if isinstance(self.loss, nn.Module):
+            found["loss"] = self.loss
+        if self.average is not None:
+            found["average"] = self.average
+        return found
 
     def watch(self, metrics: StepMetrics) -> None:
         """Check the losses: this step's at once on a CPU, on a GPU the previous step's.
