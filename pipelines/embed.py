@@ -24,7 +24,7 @@ from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
-from pipelines.train import ModelFolder, open_model
+from pipelines.train import ModelFolder, open_model, require_named
 
 SPLITS = ("query", "gallery")
 
@@ -33,6 +33,7 @@ SPLITS = ("query", "gallery")
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Make the recipe's embeddings, or find them made."""
     store.require_local("embed")
+    require_named(recipe)
     blocks = open_blocks(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
     settings = recipe.embed.model_dump(exclude={"workers", "model"})

@@ -79,15 +79,15 @@ class ModelCard:
         """The card of the same weights, with what the recipe takes for the embedding."""
         section = recipe.embed
         card = replace(self, flip=section.flip, precision=section.precision)
-        if section.model is not None:
-            return card
-        return replace(card, options=card.options | recipe.model.embedding_options())._measured()
+        if section.model is None:
+            card = replace(card, options=card.options | recipe.model.embedding_options())
+        return card._measured()
 
     def _measured(self) -> Self:
         try:
             with torch.device("meta"):
                 return replace(self, embedding_dim=self.create_model().embedding_dim)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"model: {error}") from error
 
     @classmethod
@@ -162,7 +162,7 @@ def read_card(folder: Path) -> ModelCard:
     """The card of a model folder; a `UserError` where there is none."""
     try:
         return ModelCard.from_dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / CARD}: no readable model card ({error}); train the model first"
         ) from error

@@ -16,12 +16,14 @@ from pipelines.recipe import Recipe
 from pipelines.retrieval import Evaluation, evaluate, load_embeddings, usable_queries
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
+from pipelines.train import require_named
 
 
 @once
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Take the recipe's numbers, or find them taken. They lie beside the embeddings."""
     store.require_local("evaluate")
+    require_named(recipe)
     require_scorable(open_blocks(recipe, store, reporter), recipe.evaluate.protocol)
     embedded = run_embed(recipe, store, reporter)
     folder = Folder.open(embedded.uri)

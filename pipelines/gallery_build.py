@@ -46,6 +46,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
             }
             figures = {name: evaluated.values[name] for name in ("metrics", "protocol")}
             build(embedded.uri, folder, recipe.gallery, made_by, figures, reporter)
+        note_model(folder, {"folder": model.folder.uri})  # it may have moved since
     values = _values(folder)
     return StageResult(stage="gallery", skipped=skipped, uri=folder.uri, values=values)
 
@@ -111,12 +112,12 @@ def _values(folder: Folder) -> dict[str, Any]:
     }
 
 
-def name_version(folder: Folder, version: int) -> None:
-    """Write the registered version of the gallery's model into its manifest."""
+def note_model(folder: Folder, notes: dict[str, Any]) -> None:
+    """Write what is known of the gallery's model today into its manifest."""
     manifest = read_manifest(folder)
-    if manifest.model.get("version") != version:
-        named = replace(manifest, model={**manifest.model, "version": version})
-        folder.write_json(GALLERY, named.to_dict())
+    if any(manifest.model.get(name) != value for name, value in notes.items()):
+        noted = replace(manifest, model={**manifest.model, **notes})
+        folder.write_json(GALLERY, noted.to_dict())
 
 
 if __name__ == "__main__":

@@ -44,12 +44,7 @@ def open_model(source: str, overrides: Sequence[str], store_uri: str) -> Embedde
 
 
 def _of_folder(folder: Path) -> Embedder:
-    try:
-        card = read_card(folder)
-    except AttributeError as error:
-        raise UserError(
-            f"{folder / CARD}: no model card; train or import the model again"
-        ) from error
+    card = read_card(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no {WEIGHTS}; its training is not finished")
     return _embedder(card, folder / WEIGHTS, said_by=str(folder / CARD))
@@ -85,7 +80,7 @@ def _trained(recipe: "Recipe", words: str, store_uri: str) -> Path:
     """Folder of the recipe's finished run; the newest, if its data has changed in between."""
     from pipelines.blocks import Blocks
     from pipelines.store import Store
-    from pipelines.train import training_fingerprint
+    from pipelines.training_fingerprint import training_fingerprint
 
     root = Folder.open(store_uri)
     known = sorted(root.fs.glob(root.path(f"blocks/{recipe.dataset}-*"))) if root.exists() else []

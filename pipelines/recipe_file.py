@@ -50,12 +50,15 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for path, value in changes:
         _assign(plain, path, value)
     source = file.source if experiment is None else f"{file.source}: experiment {experiment}"
-    return check_recipe(_with_absolute_weights(check_recipe(plain, source)), source)
+    return check_recipe(_with_absolute_paths(check_recipe(plain, source)), source)
 
 
-def _with_absolute_weights(recipe: Recipe) -> dict[str, Any]:
-    """Workers and later commands run in other folders; a file that is not there is refused now."""
+def _with_absolute_paths(recipe: Recipe) -> dict[str, Any]:
+    """Workers and later commands run in other folders; a file of weights that is not there is
+    refused now."""
     plain = recipe.to_dict()
+    if recipe.embed.model is not None and "://" not in recipe.embed.model:
+        plain["embed"]["model"] = str(Path(recipe.embed.model).expanduser().absolute())
     for option, file in recipe.model.weights_files().items():
         path = Path(file).expanduser().absolute()
         if not path.is_file():

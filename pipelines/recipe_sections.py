@@ -109,8 +109,8 @@ class EmbedSection(Section):
     """From images to embeddings."""
 
     model: str | None = None
-    """Folder of a trained or an imported model that embeds, with its own options, in place of the
-    recipe's, which is then not trained."""
+    """Folder of a trained or an imported model that embeds in place of the recipe's, which is then
+    not trained. Its own options hold, those of `model` have no effect."""
     precision: Precision = "fp32"
     """Arithmetic of the network; `bf16` is about twice as fast where the processor has it."""
     batch_size: Positive = 128

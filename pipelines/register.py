@@ -5,7 +5,7 @@ from typing import Any
 from pipelines.console import Reporter
 from pipelines.embedder import WEIGHTS
 from pipelines.evaluate import run as run_evaluate
-from pipelines.gallery_build import name_version
+from pipelines.gallery_build import note_model
 from pipelines.gallery_build import run as run_gallery
 from pipelines.ingest import open_blocks
 from pipelines.recipe import Recipe
@@ -56,7 +56,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
             metrics=evaluated.values["metrics"],
             tags=tags,
         )
-    name_version(Folder.open(gallery.uri), version)
+    note_model(Folder.open(gallery.uri), {"version": version})
     values = {"model": {"name": recipe.model_name, "version": version}}
     return StageResult(stage="register", skipped=False, uri=tracker.uri, values=values)
 

@@ -20,8 +20,8 @@ from pipelines.results import write_page
 from pipelines.stage import StageResult, StageRun, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.tracking import listening, replay, step_logger, tracked
-from pipelines.train import weights_checksums
 from pipelines.train_loop import METRICS
+from pipelines.training_fingerprint import weights_checksums
 
 STAGES: dict[str, StageRun] = {
     "ingest": ingest.run,
@@ -38,6 +38,7 @@ WITHOUT_EFFECT = ("tune",)
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Run all stages, or find the finished result."""
     store.require_local("run")
+    train.require_named(recipe)
     start = time.monotonic()
     ingested = ingest.run(recipe, store, reporter)
     first = {"ingest": time.monotonic() - start}
@@ -46,7 +47,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     with folder.lock():
         done = _still_true(folder.committed(), recipe, store)
         if done is not None:
-            names = [*STAGES, "promote", "report"]
+            names = [*_stages(recipe), "promote", "report"]
             return StageResult(
                 stage="run", skipped=True, uri=folder.uri, values={**done, "skipped": names}
             )
@@ -62,7 +63,8 @@ def pipeline_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     plain["data"] = {k: v for k, v in plain["data"].items() if k != "root"}
     plain["model"] |= weights_checksums(recipe)
     if recipe.embed.model is not None:
-        plain["embed"]["model"] = (train.named_folder(recipe).committed() or {})["weights_sha256"]
+        model = train.open_named(recipe)
+        plain["embed"]["model"] = [model.folder.uri, model.weights_sha256, model.card.to_dict()]
     return fingerprint("run", blocks.fingerprint, plain)
 
 
@@ -88,7 +90,7 @@ def _run(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     require_scorable(blocks, recipe.evaluate.protocol)
-    names = [name for name in STAGES if name != "train" or recipe.embed.model is None]
+    names = _stages(recipe)
     if "train" in names:
         train.require_room(recipe)
     embed.require_room(recipe)
@@ -120,6 +122,10 @@ def _run(
         seconds["report"] = time.monotonic() - start
         _track_result(tracker, parent, results, values)
     return values
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    return [name for name in STAGES if name != "train" or recipe.embed.model is None]
 
 
 def _stage(

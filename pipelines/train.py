@@ -9,12 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.augment import Augmentation
 from pipelines.batches import (
@@ -35,37 +33,14 @@ from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import dump_recipe
 from pipelines.stage import StageResult, once, stage_script
-from pipelines.store import Folder, Store, fingerprint, sha256_file
+from pipelines.store import Folder, Store, sha256_file
 from pipelines.train_job import TrainJob, trained_parts
 from pipelines.train_loop import FINAL, METRICS
+from pipelines.training_fingerprint import file_checksum, training_fingerprint
 from pipelines.validation import HoldOut
 
 RECIPE_FILE = "recipe.yaml"
 DATA_SLOTS = 2
-TRAINED_BY = (
-    "seed",
-    "model",
-    "data",
-    "input",
-    "augment",
-    "batch",
-    "loss",
-    "optim",
-    "schedule",
-    "average",
-    "unfreeze",
-    "train",
-)
-WITHOUT_EFFECT = {
-    "data": {"root", "rows_per_shard", "quarantine_limit"},
-    "train": {
-        "log_steps",
-        "max_failures",
-        "keep_checkpoints",
-        "checkpoint_epochs",
-        "validate_epochs",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -115,53 +90,47 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
 
 def open_model(recipe: Recipe, store: Store, reporter: Reporter) -> ModelFolder:
     """The model of `embed.model`; without one the recipe's, trained first if need be."""
-    named = recipe.embed.model is not None
-    folder = named_folder(recipe) if named else Folder.open(run(recipe, store, reporter).uri)
+    if recipe.embed.model is not None:
+        return open_named(recipe)
+    return _opened(Folder.open(run(recipe, store, reporter).uri), recipe)
+
+
+def open_named(recipe: Recipe) -> ModelFolder:
+    """The model of `embed.model`; see `named_folder`."""
+    return _opened(named_folder(recipe), recipe)
+
+
+def require_named(recipe: Recipe) -> None:
+    """Refuse an `embed.model` that is none, before anything is read or computed."""
+    if recipe.embed.model is not None:
+        open_named(recipe)
+
+
+def _opened(folder: Folder, recipe: Recipe) -> ModelFolder:
     card = read_card(folder.local()).as_embedded_by(recipe)
     return ModelFolder(folder, folder.committed() or {}, card)
 
 
 def named_folder(recipe: Recipe) -> Folder:
-    """The folder of `embed.model`."""
+    """The folder of `embed.model`.
+
+    Raises:
+        UserError: no finished model lies there, or not the one that was finished.
+    """
     folder = Folder.open(str(recipe.embed.model))
-    if folder.committed() is None or not folder.exists(WEIGHTS):
+    manifest = folder.committed()
+    if not isinstance(manifest, dict) or not folder.exists(WEIGHTS):
         raise UserError(
             f"embed.model={recipe.embed.model}: no finished model lies there; `reid train` and "
             "`reid import` make such folders"
         )
+    weights = folder.local(WEIGHTS)
+    if file_checksum(weights) != manifest.get("weights_sha256"):
+        raise UserError(
+            f"{weights}: is not the file that training or import left there; import the model "
+            "again into a new folder"
+        )
     return folder
-
-
-def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
-    """SHA-256 of the data's fingerprint and every setting that the weights depend on."""
-    plain = recipe.to_dict()
-    parts = {name: plain[name] for name in TRAINED_BY}
-    parts["model"] |= weights_checksums(recipe)
-    if recipe.data.holdout:
-        parts["protocol"] = recipe.evaluate.protocol  # of the held-out figures
-    else:
-        for name in recipe.model.embedding_options():
-            del parts["model"][name]
-    for section, names in WITHOUT_EFFECT.items():
-        parts[section] = {k: v for k, v in parts[section].items() if k not in names}
-    return fingerprint(blocks.fingerprint, parts)
-
-
-def weights_checksums(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of the files of pretrained weights that the recipe names, by option."""
-    checksums = {}
-    for option, file in recipe.model.weights_files().items():
-        path = Path(file)
-        if not path.is_file():
-            raise UserError(f"model.{option}={file}: no such file")
-        stat = path.stat()
-        checksums[option] = _checksum(str(path), stat.st_size, stat.st_mtime_ns)
-    return checksums
-
-
-@lru_cache
-def _checksum(path: str, size: int, modified_ns: int) -> str:
-    return sha256_file(LocalFileSystem(), path)
 
 
 def prepare(

@@ -25,10 +25,11 @@ from pipelines.recipe import Recipe
 from pipelines.recipe_file import check_recipe, dump_recipe
 from pipelines.registry import Tracker
 from pipelines.stage import StageResult, once, stage_script
-from pipelines.store import Folder, Store, fingerprint
+from pipelines.store import Folder, Store
 from pipelines.tracking import tracked
-from pipelines.train import prepare, require_room, training_fingerprint
+from pipelines.train import prepare, require_room
 from pipelines.train_loop import FINAL, METRICS
+from pipelines.training_fingerprint import search_fingerprint
 
 SCORE = "mAP"
 COUNTED_IN_EPOCHS = (
@@ -47,13 +48,10 @@ Params = dict[str, Any]
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Search, go on with a search, or find it done."""
     store.require_local("tune")
+    if recipe.embed.model is not None:
+        raise UserError("embed.model names a trained model, and a search trains its own: omit it")
     blocks = open_blocks(recipe, store, reporter)
-    key = fingerprint(
-        training_fingerprint(recipe, blocks),
-        recipe.tune.model_dump(exclude={"concurrent"}),
-        recipe.evaluate.protocol,
-    )
-    folder = store.room("runs", f"tune-{recipe.title}", key)
+    folder = store.room("runs", f"tune-{recipe.title}", search_fingerprint(recipe, blocks))
     with folder.lock():
         done = folder.committed()
         skipped = done is not None

@@ -1,11 +1,14 @@
 """Embedding around the model: what is left out, and what is refused."""
 
+import json
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from pipelines import embed, evaluate, gallery_build, train
+from pipelines import embed, evaluate, run, train, tune
 from pipelines.console import Reporter
 from pipelines.datasets.drawn import DrawnConfig, draw_dataset
 from pipelines.embedder import CARD, WEIGHTS, ModelCard
@@ -14,7 +17,9 @@ from pipelines.errors import UserError
 from pipelines.gallery.manifest import read_manifest
 from pipelines.ingest import open_blocks
 from pipelines.recipe_file import load_recipe
+from pipelines.stage import StageResult
 from pipelines.store import Folder, Store, sha256_file
+from pipelines.training_fingerprint import training_fingerprint
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.ray
@@ -48,13 +53,13 @@ def store(
         load_recipe("demo", overrides),
     )
     blocks = open_blocks(recipe, store, Reporter())
-    run = store.room("runs", recipe.title, train.training_fingerprint(recipe, blocks)).make()
+    folder = store.room("runs", recipe.title, training_fingerprint(recipe, blocks)).make()
     card = ModelCard.of_recipe(recipe, cameras=("c1", "c2"), num_classes=8)
-    run.write_json(CARD, card.to_dict())
+    folder.write_json(CARD, card.to_dict())
     torch.manual_seed(0)
-    save_weights(run.local(WEIGHTS), card.create_model())
-    sha256 = sha256_file(run.fs, run.path(WEIGHTS))
-    run.commit({"weights_sha256": sha256, "steps": 0, "metrics": {}})
+    save_weights(folder.local(WEIGHTS), card.create_model())
+    sha256 = sha256_file(folder.fs, folder.path(WEIGHTS))
+    folder.commit({"weights_sha256": sha256, "steps": 0, "metrics": {}})
     return store
 
 
@@ -82,20 +87,71 @@ def test_other_features_of_the_same_training(overrides: list[str], store: Store)
     assert len(list((store.folder / "runs").local().iterdir())) == 1
 
 
-def test_a_named_model_embeds_without_training(
+def copied(folder: str, out: Path) -> Path:
+    shutil.copytree(folder, out)
+    return out
+
+
+def test_a_named_model_runs_without_training(
     overrides: list[str], store: Store, tmp_path: Path
 ) -> None:
-    recipe = load_recipe("demo", overrides)
-    trained = train.run(recipe, store, Reporter())
-    other_store = Store.open(str(tmp_path))
-    named = load_recipe("demo", [*overrides, f"embed.model={trained.uri}"])
-    theirs = gallery_build.run(named, other_store, Reporter())
-    assert not (tmp_path / "runs").exists()
-    made_by = read_manifest(Folder.open(theirs.uri)).model
+    trained = train.run(load_recipe("demo", overrides), store, Reporter())
+    folder = copied(trained.uri, tmp_path / "model")
+    other = Store.open(str(tmp_path / "store"))
+
+    def run_named(place: Path) -> StageResult:
+        return run.run(load_recipe("demo", [*overrides, f"embed.model={place}"]), other, Reporter())
+
+    first, again = run_named(folder), run_named(folder)
+    assert not (tmp_path / "store" / "runs").exists()
+    assert (first.skipped, again.skipped) == (False, True)
+    assert "train" not in {*first.values["seconds"], *again.values["skipped"]}
+    assert again.values["checkpoint"] == str(folder)
+    own = evaluate.run(load_recipe("demo", overrides), store, Reporter())
+    assert first.values["metrics"] == own.values["metrics"]
+    moved = folder.rename(tmp_path / "moved")
+    third = run_named(moved)
+    assert third.values["gallery"] == first.values["gallery"]
+    made_by = read_manifest(Folder.open(third.values["gallery"])).model
+    assert (made_by["folder"], third.values["checkpoint"]) == (str(moved), str(moved))
     assert made_by["weights_sha256"] == trained.values["weights_sha256"]
-    assert made_by["folder"] == trained.uri
-    figures = [evaluate.run(r, s, Reporter()) for r, s in ((recipe, store), (named, other_store))]
-    assert figures[0].values == figures[1].values
-    nowhere = load_recipe("demo", [*overrides, f"embed.model={tmp_path}"])
-    with pytest.raises(UserError, match=r"embed\.model=.*no finished model lies there"):
-        embed.run(nowhere, other_store, Reporter())
+
+
+def test_the_card_of_a_named_model_counts(
+    overrides: list[str], store: Store, tmp_path: Path
+) -> None:
+    trained = train.run(load_recipe("demo", overrides), store, Reporter())
+    folder = copied(trained.uri, tmp_path / "model")
+    recipe = load_recipe("demo", [*overrides, f"embed.model={folder}"])
+    blocks = open_blocks(recipe, store, Reporter())
+    usual = run.pipeline_fingerprint(recipe, blocks)
+    card = json.loads((folder / CARD).read_text())
+    card["options"]["embed_features"] = ["cnn_fused"]
+    (folder / CARD).write_text(json.dumps(card))
+    assert run.pipeline_fingerprint(recipe, blocks) != usual
+    assert train.open_named(recipe).card.embedding_dim == 48
+    card["options"]["gone"] = 1
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match="no option 'gone'"):
+        train.open_named(recipe)
+
+
+@pytest.mark.parametrize("stage", [run, evaluate, embed, tune], ids=lambda stage: stage.__name__)
+def test_what_is_no_model_is_refused_before_the_data_is_read(
+    overrides: list[str], store: Store, tmp_path: Path, stage: ModuleType
+) -> None:
+    recipe = load_recipe("demo", [*overrides, f"embed.model={tmp_path}"])
+    unread = Store.open(str(tmp_path / "store"))
+    with pytest.raises(UserError, match=r"no finished model lies there|a search trains its own"):
+        stage.run(recipe, unread, Reporter())
+    assert not (tmp_path / "store" / "blocks").exists()
+
+
+def test_changed_weights_are_refused(overrides: list[str], store: Store, tmp_path: Path) -> None:
+    trained = train.run(load_recipe("demo", overrides), store, Reporter())
+    folder = copied(trained.uri, tmp_path / "model")
+    with (folder / WEIGHTS).open("ab") as file:
+        file.write(b"0")
+    recipe = load_recipe("demo", [*overrides, f"embed.model={folder}"])
+    with pytest.raises(UserError, match="is not the file that training or import left there"):
+        train.open_named(recipe)

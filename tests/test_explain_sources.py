@@ -120,7 +120,7 @@ def changed(**changes: object) -> str:
 
 
 CARDS = {
-    "no mapping": ("[1]", "no model card"),
+    "no mapping": ("[1]", "no readable model card"),
     "no JSON": ("model", "no readable model card"),
     "unknown key": (changed(colour="red"), "colour"),
     "unknown model": (changed(model="resnet"), "this version builds no such model"),

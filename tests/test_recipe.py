@@ -82,7 +82,7 @@ def test_settings_of_the_training_that_do_not_fit_are_one_line(
     overrides: list[str], says: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        load_recipe("demo", overrides)
+        load_recipe("demo", ["train.epochs=10", *overrides])
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -97,13 +97,14 @@ def test_both_losses_switched_off_is_refused() -> None:
         load_recipe("demo", ["loss.id_weight=0", "loss.triplet_weight=0"])
 
 
-def test_weights_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("demo", ["model.cnn_weights=w.safetensors"])
     assert recipe.model.weights_files() == {"cnn_weights": str(tmp_path / "w.safetensors")}
     named = load_recipe("demo", ["model.cnn_weights=timm"])
     assert named.model.weights_files() == {}
+    assert load_recipe("demo", ["embed.model=./m"]).embed.model == str(tmp_path / "m")
 
 
 def test_overrides_win_over_the_datasets_own_and_those_over_the_recipe() -> None:

@@ -2,6 +2,7 @@
 second try."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pipelines.ingest import open_blocks
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import check_recipe, load_recipe
 from pipelines.store import Folder, Store
-from pipelines.train import prepare, run, training_fingerprint
+from pipelines.train import prepare, run
+from pipelines.training_fingerprint import search_fingerprint, training_fingerprint
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.ray
@@ -62,13 +64,13 @@ def test_weights_count_by_their_content_and_not_by_their_place(
 
 
 def test_the_embeddings_options_count_where_held_out_figures_are_taken(blocks: Blocks) -> None:
-    def prints(*overrides: str) -> set[str]:
+    def prints(key: Callable[[Recipe, Blocks], str], *overrides: str) -> set[str]:
         options = ("model.embed_features=all", "model.embed_features=[cnn_fused]")
-        recipes = [tiny_recipe(*overrides, option) for option in options]
-        return {training_fingerprint(recipe, blocks) for recipe in recipes}
+        return {key(tiny_recipe(*overrides, option), blocks) for option in options}
 
-    assert len(prints()) == 1
-    assert len(prints("data.holdout=0.5")) == 2
+    assert len(prints(training_fingerprint)) == 1
+    assert len(prints(training_fingerprint, "data.holdout=0.5")) == 2
+    assert len(prints(search_fingerprint)) == 2
 
 
 def test_card_keeps_no_path_of_pretrained_weights(blocks: Blocks, tmp_path: Path) -> None:
