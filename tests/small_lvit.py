@@ -25,16 +25,3 @@ def small_model(**options: object) -> LViTNet:
     return create_model(
         "lvit_net", CLASSES, image_size=IMAGE_SIZE, camera_count=CAMERAS, **settings
     )
-
-
-def scrambled(model: LViTNet) -> LViTNet:
-    """In float64, with no weight left at a value that hides it (ones, zeros); the noise has no mean
-    that would add up over the layers and leave one scale alone in LMSF's softmax."""
-    model = model.double()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif value.is_floating_point():
-                value.add_(0.2 * (torch.rand_like(value) - 0.5))
-    return model

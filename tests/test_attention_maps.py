@@ -18,7 +18,7 @@ from tests import small_lvit
 from tests.slow_branches import VIT_TINY, Weights, linear, norm, part, slow_resnet, slow_vit
 from tests.slow_fusion import BRANCHES, HEADS, OURS, slow_gem, slow_lru, slow_mfu, slow_seu
 from tests.small_fusion import small_model
-from tests.small_models import IMAGE_SIZE, images, new_model, settled_model
+from tests.small_models import IMAGE_SIZE, images, new_model, scrambled, settled_model
 
 
 def slow_weights(query: Tensor, key: Tensor, heads: int) -> Tensor:
@@ -168,7 +168,7 @@ def slow_mfu_maps(w: Weights, pictures: Tensor, *, depth: int, sharing: str) -> 
 @pytest.mark.parametrize("sharing", ["separate", "shared"])
 @torch.no_grad()
 def test_fusion_maps_are_those_of_the_reference(sharing: str) -> None:
-    model = small_lvit.scrambled(small_model(camera_count=0, mfu_sharing=sharing)).eval()
+    model = scrambled(small_model(camera_count=0, mfu_sharing=sharing)).eval()
     for key, value in model.state_dict().items():
         if "mfu" in key and key.endswith("query.weight"):
             value.mul_(10)  # untrained units read all tokens alike
@@ -192,7 +192,7 @@ def test_fusion_maps_are_those_of_the_reference(sharing: str) -> None:
 @pytest.mark.parametrize("options", [{}, small_lvit.CLASS_TOKENS, small_lvit.SEPARATE])
 @torch.no_grad()
 def test_last_dfcf_is_that_of_plain_loops(options: dict[str, object]) -> None:
-    model = small_lvit.scrambled(small_lvit.small_model(**options)).eval()
+    model = scrambled(small_lvit.small_model(**options)).eval()
     calls: list[tuple[Tensor, Tensor]] = []
     block = model.dfcf.blocks[-1]
     block.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))

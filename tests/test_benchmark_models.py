@@ -14,6 +14,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.plain_models import plain_model
 from benchmarks.steps import VARIANTS, Batch, System, check_equal, make_networks, make_step
 from reid_models import ReidLoss, ReidModel, list_models
+from tests.small_models import scrambled
 
 CPU = torch.device("cpu")
 VIT = "vit_tiny_patch16_224"
@@ -51,19 +52,6 @@ SMALL = {
 }
 
 
-def scrambled(system: System) -> ReidModel:
-    """In float64, with no weight left at a value that hides it (ones, zeros, equal slopes); the
-    noise has no mean that would add up until one feature outweighs all others."""
-    model = system.build().double()
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            if key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif value.is_floating_point():
-                value.add_(0.2 * (torch.rand_like(value) - 0.5))
-    return model
-
-
 def drawn(system: System, size: int = 8) -> Batch:
     batch = Batch.draw(system, size, CPU)
     return Batch(batch.images.double(), batch.cameras, batch.identities)
@@ -85,7 +73,7 @@ def test_every_system_is_measured() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_plain_network_is_the_model(name: str) -> None:
-    model = scrambled(SMALL[name])
+    model = scrambled(SMALL[name].build())
     plain, batch = plain_model(model), drawn(SMALL[name])
     assert plain.training
     expected, actual = (gradient_norm(m, model, batch) for m in (plain, model))
@@ -98,7 +86,7 @@ def test_plain_network_is_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_other_weights_are_noticed(name: str) -> None:
-    model = scrambled(SMALL[name])
+    model = scrambled(SMALL[name].build())
     plain = plain_model(model)
     with torch.no_grad():
         weights = {key: p for key, p in plain.named_parameters() if key.endswith("weight")}
@@ -109,7 +97,7 @@ def test_other_weights_are_noticed(name: str) -> None:
 
 @torch.no_grad()
 def test_a_small_feature_does_not_hide_behind_a_large_one() -> None:
-    model = scrambled(SMALL["levit_s"])
+    model = scrambled(SMALL["levit_s"].build())
     for parameter in model.heads["max_1"].neck.parameters():
         parameter.mul_(1e-7)
     plain, batch = plain_model(model), drawn(SMALL["levit_s"], size=2)
@@ -138,7 +126,7 @@ class Called(TorchFunctionMode):
 
 @torch.no_grad()
 def test_plain_network_writes_attention_out() -> None:
-    model = scrambled(SMALL["fusion_reid"]).eval()
+    model = scrambled(SMALL["fusion_reid"].build()).eval()
     batch = drawn(SMALL["fusion_reid"], size=2)
     fused = functional.scaled_dot_product_attention
     for network, expected in ((plain_model(model), False), (model, True)):

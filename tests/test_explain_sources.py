@@ -19,7 +19,7 @@ from pipelines.model_source import open_model
 from pipelines.recipe_file import load_recipe
 from pipelines.registry import Tracker, promote, register_model
 from pipelines.store import Store
-from pipelines.train import training_fingerprint
+from pipelines.training_fingerprint import training_fingerprint
 from tests.model_folders import SMALL, write_model, write_pictures
 
 

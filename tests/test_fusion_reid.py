@@ -11,7 +11,8 @@ from reid_models.fusion_plan import FEATURE_NAMES
 from reid_models.fusion_reid import FusionReID
 from tests.slow_branches import VIT_TINY, Vit, conv_patches, soft_split_patches
 from tests.slow_fusion import slow_fusion_reid
-from tests.small_fusion import CAMERAS, CLASSES, IMAGE_SIZE, count, scrambled, small_model
+from tests.small_fusion import CAMERAS, CLASSES, IMAGE_SIZE, count, small_model
+from tests.small_models import scrambled
 
 T2T = soft_split_patches("patch_embed")
 NETWORKS = {

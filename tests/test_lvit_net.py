@@ -25,9 +25,9 @@ from tests.small_lvit import (
     SEPARATE,
     SMALL,
     SWIN,
-    scrambled,
     small_model,
 )
+from tests.small_models import scrambled
 
 READINGS = (
     {"dfcf_iterations": 0},
