@@ -32,10 +32,10 @@ def datasets(as_json: bool) -> None:
 
     found = list_datasets()
     if as_json:
-        emit({"datasets": [{"name": name, "layout": text} for name, text in found.items()]})
+        emit({"datasets": [{"name": name, "layout": d.layout} for name, d in found.items()]})
         return
-    for name, text in found.items():
-        click.echo(f"{name:<18}{text}")
+    for name, dataset in found.items():
+        click.echo(f"{name:<18}{dataset.layout}")
 
 
 @click.command()

@@ -58,7 +58,7 @@ def identities(manifest: pa.Table, split: str) -> set[str]:
 
 def test_names_and_roots_are_asked_for() -> None:
     assert set(list_datasets()) == {"market1501", "pku_reid", "identity_folders", "table", "drawn"}
-    assert all("\n" not in line for line in list_datasets().values())
+    assert all("\n" not in found.layout for found in list_datasets().values())
     assert "did you mean market1501?" in refusal("market-1501", "/")
     assert "data.root" in refusal("market1501", None)
     assert "dataset=table" in refusal("market1501", "s3://bucket/market")

@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.datasets.manifest import join_path
 from pipelines.errors import UserError
 from pipelines.images import SUFFIXES
 
@@ -64,6 +66,29 @@ def list_images(folder: Path) -> pa.ChunkedArray:
                 f"{folder}: a file name is not UTF-8: {error.object!r}; rename the file"
             ) from error
     return pa.chunked_array(chunks, pa.string())
+
+
+def match_names(root: Path, folder: str, pattern: str, example: str) -> pa.Table:
+    """The images of `root/folder` and what their names say: key, uri, and a text column for every
+    named group of `pattern`.
+
+    Raises `UserError` with the first name that does not match; `example` says how it should look.
+    """
+    names = list_images(root / folder)
+    fields = pc.extract_regex(names, pattern=pattern)
+    unlike = names.filter(pc.is_null(fields))
+    if len(unlike):
+        others = f" ({len(unlike)} such images there)" if len(unlike) > 1 else ""
+        raise UserError(
+            f"{root / folder / pc.min(unlike).as_py()}: not named {example}{others}; "
+            "rename it or take it away"
+        )
+    groups = {
+        fields.type.field(i).name: pc.struct_field(fields, i) for i in range(len(fields.type))
+    }
+    return pa.table(
+        {"key": join_path(folder, names), "uri": join_path(root / folder, names)} | groups
+    )
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.datasets.contract import PLAIN, Dataset
 from pipelines.datasets.folders import list_folders, list_images, require_folder
 from pipelines.datasets.manifest import SPLITS, build_manifest, camera_name, draw_splits, join_path
 from pipelines.errors import UserError
@@ -20,7 +21,7 @@ CAMERA = r"(?:^|[^A-Za-z0-9])c(?P<camera>\d{1,4})(?:\D|$)"
 COLUMNS = ("key", "uri", "identity", "camera")
 
 
-def read_identity_folders(root: Path) -> pa.Table:
+def read_identity_folders(root: Path, _variant: str = PLAIN) -> pa.Table:
     """The manifest of a folder of identities' folders.
 
     Raises `UserError` for a missing or empty folder, for an image outside an identity's folder or
@@ -71,3 +72,11 @@ def _read_identity(root: Path, folder: str, person: str) -> pa.Table:
         camera_name(camera),
     )
     return pa.table(dict(zip(COLUMNS, values, strict=True)))
+
+
+IDENTITY_FOLDERS = Dataset(
+    title="your images, a folder an identity",
+    layout="IDENTITY/IMAGE, optionally under train, query and gallery",
+    read=read_identity_folders,
+    terms="yours",
+)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
+from pipelines.datasets.contract import PLAIN, Dataset
 from pipelines.datasets.manifest import (
     MANIFEST_SCHEMA,
     build_manifest,
@@ -33,7 +34,7 @@ ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)"
 NEAR = 0.75
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, _variant: str = PLAIN) -> pa.Table:
     """The manifest that a CSV or Parquet file lists.
 
     Raises `UserError` for a missing or unreadable file, a missing or misspelt column, a column of
@@ -134,3 +135,11 @@ def _typed(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             return pc.cast(column, pa.string())
         wanted = "text or whole numbers"
     raise UserError(f"{path}: the column {name} is of type {kind}; it must be {wanted}")
+
+
+TABLE = Dataset(
+    title="your images, listed in a table",
+    layout="a CSV or Parquet file with uri, identity and more if you have it",
+    read=read_table,
+    terms="yours",
+)
