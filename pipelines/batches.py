@@ -6,13 +6,18 @@ out. An identity's images are dealt K at a time from a shuffled deck that is shu
 runs out, so every image is seen. One worker or eight, a resumed run or an unbroken one, Ray Data
 or a plain loop see the very same images.
 
+Where K is made of views, so many images of each, every view of an identity has a deck of its own.
+
+The `domains` sampler does so in every one of the D domains by itself: a batch has P // D identities
+of each, one domain after the other in turn, and a smaller domain has passed sooner and comes round
+more often.
+
 The `shuffle` sampler knows no identities: a pass is a random order of all N images, cut into
 batches; the N mod B last ones sit it out.
 
 Legend: I identities, P identities a batch, K images an identity, B = P K images a batch, N images.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -21,40 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.augment import Augmentation, flip_and_crop
-from pipelines.blocks import Blocks, read_shard
-from pipelines.counter_random import counter_hash, permutation
+from pipelines.counter_random import permutation
 from pipelines.errors import UserError
+from pipelines.identity_index import IdentityIndex, ViewRows
 from pipelines.images import Interpolation, decode
 
-Sampler = Literal["identities", "shuffle"]
-
-
-@dataclass(frozen=True)
-class IdentityIndex:
-    """Training identities and where their images lie; class i is the i-th identity in sorted
-    order."""
-
-    names: tuple[str, ...]
-    shard_I: np.ndarray
-    first_row_I: np.ndarray
-    count_I: np.ndarray
-
-    @classmethod
-    def of(cls, entries: Sequence[tuple[str, int, int, int]]) -> "IdentityIndex":
-        """From (identity, shard, first row, rows)."""
-        entries = sorted(entries)
-        columns = np.array([entry[1:] for entry in entries], dtype=np.int64).reshape(
-            len(entries), 3
-        )
-        return cls(tuple(entry[0] for entry in entries), *columns.T)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def images(self) -> int:
-        """Number of images of all identities."""
-        return int(self.count_I.sum())
+Sampler = Literal["identities", "domains", "shuffle"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +43,8 @@ class BatchPlan:
     identities: int
     images: int
     sampler: Sampler = "identities"
+    views: tuple[ViewRows, ...] = ()
+    """What the K images are made of; empty takes any."""
 
     def __post_init__(self) -> None:
         if self.sampler == "shuffle" and self.index.images < self.batch_size:
@@ -73,11 +52,30 @@ class BatchPlan:
                 f"batch.identities={self.identities} times batch.images={self.images} is more than "
                 f"the {self.index.images} training images; lower one of them or add images"
             )
-        if self.sampler == "identities" and len(self.index) < self.identities:
+        if self.sampler != "shuffle" and len(self.index) < self.identities:
+            enough = "all of batch.views" if self.views else "enough images (data.min_images)"
             raise UserError(
                 f"batch.identities={self.identities}, but only {len(self.index)} train identities "
-                "have enough images (data.min_images); lower batch.identities or add images"
+                f"have {enough}; lower batch.identities or add images"
             )
+        if self.sampler == "domains":
+            self._check_domains()
+
+    def _check_domains(self) -> None:
+        domains, total = self.index.domains, self.identities
+        each, over = divmod(total, len(domains))
+        if over:
+            near = " or ".join(str(n * len(domains)) for n in (each, each + 1) if n)
+            raise UserError(
+                f"batch.identities={total} is not a multiple of the {len(domains)} domains that "
+                f"batch.sampler=domains takes them from ({', '.join(domains)}); take {near}"
+            )
+        for domain, count in zip(domains, np.bincount(self.index.domain_I), strict=True):
+            if count < each:
+                raise UserError(
+                    f"batch.identities={total} are {each} of every domain, and {domain} has only "
+                    f"{count} train identities; lower batch.identities or add images"
+                )
 
     @property
     def batch_size(self) -> int:
@@ -87,23 +85,46 @@ class BatchPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that show as many images as there are."""
-        return max(1, round(self.index.images / self.batch_size))
+        return max(1, round(self.used_images / self.batch_size))
+
+    @property
+    def used_images(self) -> int:
+        """Images that a batch can have: those of the views, if views are asked for."""
+        if self.views:
+            return sum(len(view.row_V) for view in self.views)
+        return self.index.images
 
     def rows(self, step: int) -> "BatchRows":
-        """The global batch of this step; of the `identities` sampler P blocks of K rows, each block
-        one identity."""
+        """The global batch of this step; but for `shuffle` P blocks of K rows, each block one
+        identity."""
         if self.sampler == "shuffle":
             return self._shuffled(step)
-        steps_per_pass = len(self.index) // self.identities
-        pass_, slot = divmod(step, steps_per_pass)
-        order_I = permutation(len(self.index), "identity order", self.seed, pass_)
-        label_P = order_I[slot * self.identities : (slot + 1) * self.identities]
-        row_PK = np.stack([self._deal(int(label), pass_) for label in label_P])
+        if self.sampler == "domains":
+            label_P, visit_P = self._of_domains(step)
+        else:
+            pass_, slot = divmod(step, len(self.index) // self.identities)
+            order_I = permutation(len(self.index), "identity order", self.seed, pass_)
+            label_P = order_I[slot * self.identities : (slot + 1) * self.identities]
+            visit_P = np.full(self.identities, pass_)
+        turns = zip(label_P.tolist(), visit_P.tolist(), strict=True)
         return BatchRows(
             shard_B=np.repeat(self.index.shard_I[label_P], self.images),
-            row_B=(self.index.first_row_I[label_P][:, None] + row_PK).reshape(-1),
+            row_B=np.concatenate([self._deal(label, visit) for label, visit in turns]),
             label_B=np.repeat(label_P, self.images),
         )
+
+    def _of_domains(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [P] each: identities, one domain after the other in turn, and the pass that the
+        domain of each is in."""
+        each = self.identities // len(self.index.domains)
+        labels, visits = [], []
+        for position, domain in enumerate(self.index.domains):
+            label_I = np.flatnonzero(self.index.domain_I == position)
+            pass_, slot = divmod(step, len(label_I) // each)
+            order_I = permutation(len(label_I), "domain order", self.seed, domain, pass_)
+            labels.append(label_I[order_I[slot * each : (slot + 1) * each]])
+            visits.append(np.full(each, pass_))
+        return np.stack(labels, axis=1).reshape(-1), np.stack(visits, axis=1).reshape(-1)
 
     def _shuffled(self, step: int) -> "BatchRows":
         count = self.index.images
@@ -119,12 +140,25 @@ class BatchPlan:
         )
 
     def _deal(self, label: int, visit: int) -> np.ndarray:
-        """int64 [K]: which of its images the identity shows at its `visit`-th turn."""
-        count = int(self.index.count_I[label])
-        turns = -(-count // self.images)
-        shuffle, turn = divmod(visit, turns)
-        deck = permutation(count, "image deck", self.seed, label, shuffle)
-        return np.take(deck, np.arange(turn * self.images, (turn + 1) * self.images), mode="wrap")
+        """int64 [K]: rows of the images that the identity shows at its `visit`-th turn."""
+        if not self.views:
+            count, first = int(self.index.count_I[label]), int(self.index.first_row_I[label])
+            return first + _dealt(count, self.images, visit, "image deck", self.seed, label)
+        dealt = []
+        for view in self.views:
+            row_V = view.rows(label)
+            deck = ("view deck", self.seed, view.view, label)
+            dealt.append(row_V[_dealt(len(row_V), view.images, visit, *deck)])
+        return np.concatenate(dealt)
+
+
+def _dealt(count: int, taken: int, visit: int, *deck: int | str) -> np.ndarray:
+    """int64 [taken]: which of `count` cards come at the `visit`-th turn of the deck of this name;
+    shuffled anew when it has run out, and the last turn is filled from its own top."""
+    turns = -(-count // taken)
+    shuffle, turn = divmod(visit, turns)
+    cards = permutation(count, *deck, shuffle)
+    return np.take(cards, np.arange(turn * taken, (turn + 1) * taken), mode="wrap")
 
 
 @lru_cache(maxsize=2)
@@ -146,32 +180,6 @@ class BatchRows:
         size = len(self.label_B) // world
         part = slice(rank * size, (rank + 1) * size)
         return BatchRows(self.shard_B[part], self.row_B[part], self.label_B[part])
-
-
-def split_identities(
-    blocks: Blocks, *, min_images: int, holdout: float
-) -> tuple[IdentityIndex, IdentityIndex]:
-    """(training, held-out) identities of the train split.
-
-    Which identities are held out depends on their names alone, so that every trial of a search and
-    the run after it agree. Identities with fewer than `min_images` images are in neither.
-    """
-    entries = [entry for entry in blocks.identities() if entry[3] >= min_images]
-    ranking = sorted(range(len(entries)), key=lambda i: int(counter_hash("holdout", entries[i][0])))
-    held = set(ranking[: round(holdout * len(entries))])
-    kept = [entry for i, entry in enumerate(entries) if i not in held]
-    return IdentityIndex.of(kept), IdentityIndex.of([entries[i] for i in sorted(held)])
-
-
-def cameras_of(blocks: Blocks, index: IdentityIndex) -> tuple[str, ...]:
-    """Sorted camera names of these identities; their positions are the model's camera indices."""
-    found: set[str] = set()
-    for shard in np.unique(index.shard_I).tolist():
-        camera = read_shard(blocks.folder, shard, ["camera"])["camera"]
-        here = index.shard_I == shard
-        for first, count in zip(index.first_row_I[here], index.count_I[here], strict=True):
-            found |= set(camera.slice(int(first), int(count)).to_pylist())
-    return tuple(sorted(found - {None}))
 
 
 @dataclass(frozen=True)

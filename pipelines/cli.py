@@ -2,14 +2,15 @@
 they are needed."""
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 
 from pipelines.console import Reporter, emit, run_command
 from pipelines.errors import UserError
+from pipelines.recipe_sections import Protocol
 from pipelines.stage import common_options, run_stage, stage_command
 
 
@@ -82,40 +83,59 @@ for _name, _text in STAGE_HELP.items():
 )
 @click.option(
     "--protocol",
-    type=click.Choice(["market", "any_camera"]),
-    help="With --embeddings, by default market; a recipe has evaluate.protocol.",
+    type=click.Choice(list(get_args(Protocol))),
+    help="The same as evaluate.protocol=NAME; of an embeddings file by default market.",
 )
+@click.option("--rerank", is_flag=True, help="The same as evaluate.rerank=true.")
 @common_options
 def evaluate(
     recipe: str | None,
     overrides: tuple[str, ...],
     embeddings: str | None,
     protocol: str | None,
+    rerank: bool,
     store_uri: str,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Embeddings to numbers.
+    """Embeddings to numbers: of a recipe, or of a file made anywhere.
+
+    Both take evaluate.KEY=VALUE.
 
     \b
-    Example: reid evaluate --embeddings embeddings.parquet --json
+    Example: reid evaluate --embeddings embeddings.parquet --rerank evaluate.by_camera=false
     """
+    from pipelines.figures_text import figure_lines
+
     reporter = Reporter(verbose=verbose)
     if embeddings is not None:
-        if recipe is not None:
-            raise UserError(f"give a recipe ({recipe}) or --embeddings, not both")
-        from pipelines.evaluate import as_json as plain
-        from pipelines.evaluate import evaluate_file
+        from pipelines.evaluate import evaluate_command
 
-        values = plain(evaluate_file(embeddings, protocol or "market"))
+        if recipe is not None and "=" not in recipe:
+            raise UserError(f"give a recipe ({recipe}) or --embeddings, not both")
+        given = (recipe, *overrides) if recipe is not None else overrides
+        changes = _with_options(given, protocol, rerank)
+        values = evaluate_command(embeddings, changes, reporter)
     elif recipe is not None:
-        _refuse_beside_recipe({"--protocol": protocol})
-        values = run_stage("evaluate", recipe, overrides, store_uri, reporter).values
+        changes = _with_options(overrides, protocol, rerank)
+        values = run_stage("evaluate", recipe, changes, store_uri, reporter).values
     else:
         raise UserError("give a recipe or --embeddings FILE")
-    _print_figures(values, reporter)
+    for line in figure_lines(values):
+        reporter.say(line)
     if as_json:
         emit(values)
+
+
+def _with_options(given: Sequence[str], protocol: str | None, rerank: bool) -> list[str]:
+    """The overrides with those that the options stand for; one of each key."""
+    options = {"protocol": protocol} if protocol else {}
+    options |= {"rerank": "true"} if rerank else {}
+    for name in options:
+        for text in given:
+            if text.startswith(f"evaluate.{name}="):
+                raise UserError(f"--{name} and {text}: give one of them")
+    return [*given, *(f"evaluate.{name}={value}" for name, value in options.items())]
 
 
 def _refuse_beside_recipe(options: dict[str, object]) -> None:
@@ -124,14 +144,6 @@ def _refuse_beside_recipe(options: dict[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"{given[0]} goes with --embeddings; a recipe takes key=value")
-
-
-def _print_figures(values: dict[str, Any], reporter: Reporter) -> None:
-    from pipelines.retrieval import describe_protocol
-
-    figures = "  ".join(f"{name} {value:.2f}" for name, value in values["metrics"].items())
-    reporter.say(figures)
-    reporter.say(describe_protocol(values["protocol"]))
 
 
 @reid.group()
@@ -224,58 +236,14 @@ def info(gallery_uri: str, as_json: bool) -> None:
         click.echo(json.dumps(values, indent=1))
 
 
-@reid.command()
-@click.argument("gallery_uri", metavar="GALLERY")
-@click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
-)
-@click.option(
-    "--top-k", default=10, show_default=True, type=click.IntRange(1), help="Hits an image."
-)
-@click.option("--camera", help="Camera of the images, where the model was trained with it.")
-@click.option("--model", "model_folder", help="Folder of the gallery's model, if it was moved.")
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    help="Write the hits of the (first) image as a PNG.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of stdout.")
-def search(
-    gallery_uri: str,
-    images: tuple[Path, ...],
-    top_k: int,
-    camera: str | None,
-    model_folder: str | None,
-    picture: Path | None,
-    as_json: bool,
-) -> None:
-    """Who is this? The most similar gallery images.
-
-    \b
-    Example: reid search ./store/galleries/demo-drawn-0123456789ab person.jpg --picture hits.png
-    """
-    from pipelines.search import as_results
-    from pipelines.search import search as search_gallery
-
-    hits = search_gallery(gallery_uri, list(images), top_k=top_k, camera=camera, model=model_folder)
-    if picture is not None:
-        from pipelines.contact_sheet import contact_sheet
-
-        contact_sheet(picture, str(images[0]), hits[0])
-    results = as_results(list(images), hits)
-    if as_json:
-        emit({"results": results, "picture": str(picture) if picture else None})
-        return
-    for result in results:
-        click.echo(result["query"])
-        for place, hit in enumerate(result["hits"], start=1):
-            click.echo(
-                f"{place:4d}  {hit['score']:.4f}  id {hit['id']}  "
-                f"{hit['identity']}  {hit['camera']}  {hit['key']}"
-            )
-
-
-for _module in ("cli_registry", "cli_lists", "cli_explain", "cli_import"):
+for _module in (
+    "cli_search",
+    "cli_registry",
+    "cli_datasets",
+    "cli_lists",
+    "cli_explain",
+    "cli_import",
+):
     for _command in import_module(f"pipelines.{_module}").COMMANDS:
         reid.add_command(_command)
 

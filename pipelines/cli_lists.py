@@ -1,4 +1,4 @@
-"""`reid datasets`, `reid recipes`, `reid models`: what there is."""
+"""`reid recipes`, `reid models`: what there is."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,27 +15,9 @@ WIDTH = 98  # a hundred behind "# "
 HEADLINES = ("mAP", "R1", "NMI")
 AP_KINDS = (
     "AP: step, the precision at each hit; trapezoid, the mean of those before and at it; "
-    "top10, over ten answers only; unknown, not said."
+    "top10, over ten answers only; -, not said."
 )
 HEADER = ("RECIPE", "SYSTEM", "DATASET", "SIZE", "PUBLISHED", "AP", "REF")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on the last line of stdout.")
-def datasets(as_json: bool) -> None:
-    """The layouts that images can lie in.
-
-    \b
-    Example: reid datasets
-    """
-    from pipelines.datasets import list_datasets
-
-    found = list_datasets()
-    if as_json:
-        emit({"datasets": [{"name": name, "layout": d.layout} for name, d in found.items()]})
-        return
-    for name, dataset in found.items():
-        click.echo(f"{name:<18}{dataset.layout}")
 
 
 @click.command()
@@ -111,15 +93,20 @@ def _table(name: str, file: "RecipeFile") -> list[str]:
                 *(row[key] for key in ("name", "system", "dataset")),
                 f"{height}x{width}",
                 _headlines(published),
-                (published.ap if published else None) or "",
+                _formula(published),
                 number,
             ]
         )
     shown = len(HEADER) if sources else HEADER.index("PUBLISHED")
-    lines = _columns([line[:shown] for line in (HEADER, *cells)])
+    lines = align_columns([line[:shown] for line in (HEADER, *cells)])
     for place, source in enumerate(sources, start=1):
         lines += textwrap.wrap(f"[{place}] {source}", WIDTH, subsequent_indent="    ")
     return lines
+
+
+def _formula(published: "Published | None") -> str:
+    found = published.ap if published else None
+    return "-" if found == "unknown" else found or ""
 
 
 def _headlines(published: "Published | None") -> str:
@@ -127,7 +114,8 @@ def _headlines(published: "Published | None") -> str:
     return "  ".join(f"{key} {figures[key]:.1f}" for key in HEADLINES if key in figures)
 
 
-def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -197,4 +185,4 @@ def models(as_json: bool) -> None:
         )
 
 
-COMMANDS = (datasets, recipes, models)
+COMMANDS = (recipes, models)

@@ -48,6 +48,7 @@ def contact_sheet(
     hits: Sequence[ShownHit],
     *,
     query_identity: str | None = None,
+    reranked: bool = False,
 ) -> None:
     """Write the picture as PNG.
 
@@ -57,11 +58,16 @@ def contact_sheet(
         hits: best first; ten a row.
         query_identity: who the query is, where that is known: then hits of the identity are framed
             green with a tick, others red with a cross.
+        reranked: the scores are minus distances; said below the query.
     """
     box = _tile_box([query_image, *(hit.uri for hit in hits)])
     query = _Tile(
         thumbnail=load_thumbnail(query_image, box),
-        caption=("query", query_identity or Path(query_image).name),
+        caption=(
+            "query",
+            query_identity or Path(query_image).name,
+            *(["re-ranked"] if reranked else []),
+        ),
         colour=BLUE,
     )
     tiles = [_hit_tile(rank, hit, query_identity, box) for rank, hit in enumerate(hits, start=1)]

@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
+from pipelines.retrieval.protocol import find_protocol
 from pipelines.stage import StageResult, once, stage_script
 from pipelines.store import Folder, Store, fingerprint
 from pipelines.train import ModelFolder, open_model, require_named
@@ -37,6 +38,8 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     blocks = open_blocks(recipe, store, reporter)
     model = open_model(recipe, store, reporter)
     settings = recipe.embed.model_dump(exclude={"workers", "model"})
+    if _keeps_junk(recipe):
+        settings["junk"] = True
     # A part's number means other rows where the shards are cut otherwise.
     parts = plan_parts(blocks, recipe.embed.rows_per_part)
     plan = [(part.shard, part.start, part.stop) for part in parts]
@@ -55,6 +58,11 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
         uri=folder.uri,
         values={"embeddings": folder.uri, "rows": done["rows"], "dimension": done["dimension"]},
     )
+
+
+def _keeps_junk(recipe: Recipe) -> bool:
+    """Whether the evaluation ranks junk images, so that they must be embedded too."""
+    return find_protocol(recipe.protocol).keeps_junk
 
 
 def plan_parts(blocks: Blocks, rows_per_part: int) -> list[Part]:
@@ -80,7 +88,9 @@ def _embed(
     out.make()
     missing = [part for part in parts if not out.exists(part.file)]
     card = model.card
-    decoder = PartDecoder(blocks.folder, card.cameras, card.image_size, card.interpolation)
+    decoder = PartDecoder(
+        blocks.folder, card.cameras, card.image_size, card.interpolation, _keeps_junk(recipe)
+    )
     gpu = slots("GPU") > 0
     arguments = {
         "out": out,
@@ -114,6 +124,7 @@ def _embed(
         "parts": len(parts),
         "dimension": card.embedding_dim,
         "dtype": recipe.embed.dtype,
+        "dataset": recipe.dataset,
         "data_fingerprint": blocks.fingerprint,
         "weights_sha256": model.weights_sha256,
         "flip": recipe.embed.flip,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.blocks import read_rows
 from pipelines.datasets.manifest import MANIFEST_SCHEMA
+from pipelines.embedding_parts import with_parts
 from pipelines.images import Interpolation, decode
 from pipelines.recipe_sections import EmbedSection
 from pipelines.store import Folder
@@ -48,11 +49,13 @@ class PartDecoder:
     cameras: tuple[str, ...]
     size: tuple[int, int]
     interpolation: Interpolation
+    keeps_junk: bool = False
 
     def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         part = Part(*(int(row[name][0]) for name in ("number", "shard", "start", "stop")))
         rows = read_rows(self.folder, part.shard, part.start, part.stop)
-        rows = rows.filter(pc.not_equal(rows["role"], "junk"))
+        if not self.keeps_junk:
+            rows = rows.filter(pc.not_equal(rows["role"], "junk"))
         known = {name: i for i, name in enumerate(self.cameras)}
         pixels = [
             decode(image.as_buffer(), self.size, self.interpolation) for image in rows["image"]
@@ -113,6 +116,7 @@ class PartEmbedder:
         embedding_BD = np.concatenate(pieces) if pieces else np.zeros((0, dimension), np.float32)
         flat = pa.array(embedding_BD.astype(self.dtype).reshape(-1))
         table_ = rows.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, dimension))
+        table_ = with_parts(table_, self.embedder.model.embedding_parts)
         with self.out.write(Part(number, 0, 0, 0).file) as file:
             pq.write_table(table_, file)
         return {"number": part["number"], "rows": np.array([table_.num_rows])}

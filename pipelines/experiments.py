@@ -2,7 +2,8 @@
 
 An experiment is a published training, or one of your own: a dataset, the keys in which it differs,
 and the figures that were published for it. `RECIPE/EXPERIMENT` names it. Order of precedence: the
-recipe's own keys, its `dataset_overrides` for the chosen dataset, the experiment's keys.
+recipe's own keys, its `dataset_overrides` for the chosen dataset, the experiment's keys. Those of a
+dataset hold for its variants too; those of `NAME:VARIANT` come after them.
 """
 
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ class RecipeFile:
     keys: Plain
     """The recipe's own keys."""
     by_dataset: Mapping[str, Plain]
-    """Changes by dataset name."""
+    """Changes by dataset, NAME or NAME:VARIANT."""
     experiments: Mapping[str, Experiment]
     """Experiments by name, in the order of the file."""
     departures: tuple[str, ...]
@@ -95,8 +96,9 @@ class RecipeFile:
         self.require(experiment)
         plain = deepcopy(self.keys)
         changes = {} if experiment is None else dict(self.experiments[experiment].changes)
-        chosen = dataset or changes.get("dataset", plain.get("dataset"))
-        merge(plain, self.by_dataset.get(str(chosen), {}))
+        chosen = str(dataset or changes.get("dataset", plain.get("dataset")))
+        for name in dict.fromkeys((chosen.partition(":")[0], chosen)):
+            merge(plain, self.by_dataset.get(name, {}))
         merge(plain, changes)
         if experiment is not None:
             plain["recipe"] = f"{plain.get('recipe')}-{experiment}"

@@ -28,6 +28,7 @@ from pipelines.blocks import (
 from pipelines.console import Reporter
 from pipelines.datasets import read_dataset
 from pipelines.datasets.manifest import MANIFEST_SCHEMA
+from pipelines.datasets.transfer import Transfer
 from pipelines.errors import UserError
 from pipelines.pack import pack_shard
 from pipelines.ray_session import ray_session
@@ -43,9 +44,9 @@ QUARANTINE_SCHEMA = pa.schema([*MANIFEST_SCHEMA, ("reason", pa.string())])
 def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     """Make the recipe's blocks, or find them made."""
     root = _drawn_root(recipe, store, reporter) if recipe.dataset == "drawn" else recipe.data.root
-    manifest = read_dataset(recipe.dataset, root)
+    manifest = read_dataset(recipe.dataset, root, _transfer(recipe))
     source = _source_fingerprint(recipe, manifest)
-    folder = store.room("blocks", recipe.dataset, source)
+    folder = store.room("blocks", recipe.dataset_title, source)
     with folder.lock():
         done = folder.committed()
         if done is None:
@@ -76,6 +77,16 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
 def open_blocks(recipe: Recipe, store: Store, reporter: Reporter) -> Blocks:
     """The recipe's blocks, made first if need be."""
     return Blocks.open(run(recipe, store, reporter).uri)
+
+
+def _transfer(recipe: Recipe) -> Transfer:
+    data = recipe.data
+    return Transfer(
+        sources=data.sources,
+        target=data.target,
+        source_images=data.source_images,
+        roots=data.roots,
+    )
 
 
 def _drawn_root(recipe: Recipe, store: Store, reporter: Reporter) -> str:

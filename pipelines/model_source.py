@@ -83,7 +83,9 @@ def _trained(recipe: "Recipe", words: str, store_uri: str) -> Path:
     from pipelines.training_fingerprint import training_fingerprint
 
     root = Folder.open(store_uri)
-    known = sorted(root.fs.glob(root.path(f"blocks/{recipe.dataset}-*"))) if root.exists() else []
+    known = (
+        sorted(root.fs.glob(root.path(f"blocks/{recipe.dataset_title}-*"))) if root.exists() else []
+    )
     all_blocks = [root / "blocks" / path.rstrip("/").rsplit("/", 1)[-1] for path in known]
     runs = [
         Store(root).room("runs", recipe.title, training_fingerprint(recipe, Blocks.open(b.uri)))

@@ -113,7 +113,7 @@ class Recipe(Section):
     recipe: Name
     """Name of the recipe; part of the names of runs and galleries."""
     dataset: str = "drawn"
-    """Layout the images lie in; see `reid datasets`."""
+    """Layout the images lie in, NAME or NAME:VARIANT; see `reid datasets`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seeds initial weights, batches, augmentation and dropout."""
     model: Annotated[ModelSection, BeforeValidator(_model_of_name)]
@@ -171,7 +171,18 @@ class Recipe(Section):
     @property
     def title(self) -> str:
         """First part of the names of the folders that the stages own."""
-        return f"{self.recipe}-{self.dataset}"
+        return f"{self.recipe}-{self.dataset_title}"
+
+    @property
+    def dataset_title(self) -> str:
+        """The dataset as a part of names of folders, models and MLflow's data sets."""
+        return self.dataset.replace(":", "-")
+
+    @property
+    def protocol(self) -> str:
+        """Name of the evaluation's protocol; a loaded recipe has its dataset's, unless it names
+        one."""
+        return self.evaluate.protocol or "market"
 
     @property
     def model_name(self) -> str:

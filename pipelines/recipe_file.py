@@ -4,19 +4,41 @@ Order of precedence: the recipe's own keys, then its `dataset_overrides` for the
 then those of the chosen experiment, then the command line.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from pipelines.datasets import find_dataset
 from pipelines.errors import UserError
 from pipelines.experiments import RecipeFile, parse_recipe_file
 from pipelines.recipe import ModelSection, Recipe, model_section
+from pipelines.recipe_sections import Section
 from pipelines.section_check import check_section, nearest
 
 SUFFIXES = (".yaml", ".yml")
+BASE_SIXTY = {
+    "tag:yaml.org,2002:int": r"^[-+]?(0x[0-9a-fA-F_]+|[0-9][0-9_]*)$",
+    "tag:yaml.org,2002:float": r"^[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$"
+    r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
+}
+"""Kinds of numbers that YAML 1.1 also writes as 1:30, and how they are written without."""
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class _Values(yaml.SafeLoader):
+    """Safe YAML in which 16:32 is a text and not a number to the base of sixty."""
+
+
+_Values.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in BASE_SIXTY]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in BASE_SIXTY.items():
+    _Values.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
 def list_recipes() -> list[str]:
@@ -50,13 +72,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for path, value in changes:
         _assign(plain, path, value)
     source = file.source if experiment is None else f"{file.source}: experiment {experiment}"
-    return check_recipe(_with_absolute_paths(check_recipe(plain, source)), source)
+    return check_recipe(_completed(check_recipe(plain, source)), source)
 
 
-def _with_absolute_paths(recipe: Recipe) -> dict[str, Any]:
-    """Workers and later commands run in other folders; a file of weights that is not there is
-    refused now."""
+def _completed(recipe: Recipe) -> dict[str, Any]:
+    """The dataset's protocol where none is chosen; absolute paths, since workers and later commands
+    run in other folders; a file of weights that is not there is refused now."""
     plain = recipe.to_dict()
+    if recipe.evaluate.protocol is None:
+        plain["evaluate"]["protocol"] = find_dataset(recipe.data.target or recipe.dataset)[
+            0
+        ].protocol
     if recipe.embed.model is not None and "://" not in recipe.embed.model:
         plain["embed"]["model"] = str(Path(recipe.embed.model).expanduser().absolute())
     for option, file in recipe.model.weights_files().items():
@@ -90,6 +116,17 @@ def _check_model(plain: Mapping[str, Any], source: str) -> ModelSection:
     return check_section(model_section(str(name)), plain, source, prefix="model.")
 
 
+def section_of_overrides(kind: type[AnySection], name: str, overrides: Sequence[str]) -> AnySection:
+    """A section by itself, of `NAME.key=value` overrides alone."""
+    plain: dict[str, Any] = {name: {}}
+    for text in overrides:
+        path, value = _parse_override(text)
+        if path[0] != name or len(path) == 1:
+            raise UserError(f"{text!r}: only {name}.KEY=VALUE means something here")
+        _assign(plain, path, value)
+    return check_section(kind, plain[name], "command line", prefix=f"{name}.")
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back to the same recipe."""
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
@@ -121,7 +158,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise UserError(f"{text!r} is not an override; write key.sub=value")
     try:
-        return key.split("."), yaml.safe_load(value)
+        return key.split("."), yaml.load(value, _Values)  # noqa: S506
     except yaml.YAMLError:
         return key.split("."), value
 

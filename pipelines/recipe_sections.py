@@ -12,6 +12,15 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = tuple[Positive, Positive]
 Precision = Literal["fp32", "bf16"]
+Protocol = Literal[
+    "market",
+    "any_camera",
+    "vehicleid",
+    "leave_one_out",
+    "university",
+    "latf_legacy",
+    "veri_lists",
+]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 """Part of the names of folders and of registered models."""
 
@@ -47,7 +56,17 @@ class DataSection(Section):
     """Where the images come from and how they are packed."""
 
     root: str | None = None
-    """Folder (or, for `dataset: table`, the CSV or Parquet file) of the dataset."""
+    """Folder (or, for `dataset: table`, the CSV or Parquet file) of the dataset; of several, the
+    one that holds them all."""
+    sources: tuple[str, ...] = ()
+    """Of `dataset: transfer`: the datasets to train on, NAME or NAME:VARIANT each."""
+    target: str | None = None
+    """Of `dataset: transfer`: the dataset to test on."""
+    source_images: Literal["train", "all"] = "train"
+    """Where several datasets are joined: `train` takes the train split of a source, `all` its
+    query and gallery images too, but for junk and distractors."""
+    roots: dict[str, str] = Field(default_factory=dict)
+    """Where several datasets are joined: the place of one by its name, if it is not in `root`."""
     quarantine_limit: Share = 0.01
     """Share of unreadable images above which ingest stops."""
     rows_per_shard: Positive = 2048
@@ -96,13 +115,28 @@ class AugmentSection(Section):
 class BatchSection(Section):
     """The global batch: P identities of K images each, or as many images of anybody."""
 
-    sampler: Literal["identities", "shuffle"] = "identities"
-    """`identities` takes K images of each of P identities; `shuffle` takes P K images in a random
-    order of all, in which many may have no other image of their identity."""
+    sampler: Literal["identities", "domains", "shuffle"] = "identities"
+    """`identities` takes K images of each of P identities; `domains` takes as many identities of
+    every domain; `shuffle` takes P K images in a random order of all, in which many may have no
+    other image of their identity."""
     identities: Positive = 8
     """P; a multiple of `train.workers`, so that no identity is cut."""
     images: Annotated[int, Field(ge=2)] = 16
     """K; identities with fewer images repeat some."""
+    views: dict[str, Positive] = Field(default_factory=dict)
+    """How many of the K images are of which view, in this order; empty takes any. Other views, and
+    identities that lack one of these, are not trained on."""
+
+    @model_validator(mode="after")
+    def _views_make_a_group(self) -> Self:
+        if self.views and self.sampler == "shuffle":
+            raise ValueError("views are counted by identity, which sampler=shuffle does not know")
+        if self.views and sum(self.views.values()) != self.images:
+            raise ValueError(
+                f"views={self.views} are {sum(self.views.values())} images of an identity, "
+                f"and images={self.images}; make them equal"
+            )
+        return self
 
 
 class EmbedSection(Section):
@@ -128,9 +162,45 @@ class EmbedSection(Section):
 class EvaluateSection(Section):
     """How the numbers are taken."""
 
-    protocol: Literal["market", "any_camera"] = "market"
-    """`market` leaves out gallery images of the query's identity under the query's camera;
-    `any_camera` leaves out the query image itself only."""
+    protocol: Protocol | None = None
+    """Which gallery images count for a query; by default the dataset's own protocol, see `reid
+    datasets`. `market` leaves out images of the query's identity under the query's camera,
+    `any_camera` the query image alone; `vehicleid` draws its gallery; in `leave_one_out` every test
+    image asks for all others; `university` adds the recall at 1 %; `latf_legacy` leaves out nothing
+    and looks at ten answers; `veri_lists` goes by lists."""
+    draws: Positive = 10
+    """Draws of the gallery of `vehicleid`."""
+    lists: str | None = None
+    """Folder of the lists of `veri_lists`; by default `data.root`."""
+    parts: tuple[str, ...] = ()
+    """Parts of the embedding that are compared: names of a network's features, or START:STOP; none
+    means all."""
+    unit_parts: bool = False
+    """Bring each part to unit length before all of them together."""
+    expansion: Annotated[int, Field(ge=0)] = 0
+    """Gallery images that are averaged into a query (alpha query expansion); 0 is none."""
+    expansion_alpha: Annotated[float, Field(ge=0.0)] = 3.0
+    """Power of the cosine with which such an image is weighed."""
+    rerank: bool = False
+    """Re-rank by k-reciprocal neighbours."""
+    rerank_k1: Positive = 20
+    """Neighbours whose reciprocity is asked for."""
+    rerank_k2: Positive = 6
+    """Neighbours whose encodings are averaged."""
+    rerank_weight: Share = 0.3
+    """Share of the original distance in the final one."""
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the queries behind the intervals; 0 takes none."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seeds draws and resamples."""
+    by_camera: bool = True
+    """Take the figures of every pair of cameras too."""
+    workers: Positive = 1
+    """Ray tasks that share the gallery; with 1 this process does it."""
+    hold_mb: Annotated[int, Field(ge=0)] = 2048
+    """Vectors of more megabytes stay on disk and are read block by block, four times."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where scores are computed; `auto` is the GPU if there is one."""
 
 
 class GallerySection(Section):

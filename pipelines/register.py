@@ -28,7 +28,7 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
     tracker = Tracker.open(store.uri, experiment=recipe.registry.experiment)
     tags: dict[str, Any] = {
         "data_fingerprint": blocks.fingerprint,
-        "protocol": recipe.evaluate.protocol,
+        "protocol": recipe.protocol,
         "gallery": gallery.uri,
         "weights_sha256": model.weights_sha256,
         "evaluation": fingerprint(evaluated.values),
@@ -44,7 +44,10 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
         params=recipe.to_dict(),
     ) as run_id:
         tracker.log_dataset(
-            run_id, name=recipe.dataset, fingerprint=blocks.fingerprint, source=blocks.folder.uri
+            run_id,
+            name=recipe.dataset_title,
+            fingerprint=blocks.fingerprint,
+            source=blocks.folder.uri,
         )
         version = register_model(
             tracker,

@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation: figures with their protocol, CMC, and ranked results.
+"""One HTML page of an evaluation: figures with their protocol, curves, and ranked results.
 
 The page is one file: styles and pictures stand inside it, it names no other address, and a content
 policy in it forbids any. It follows the reader's light or dark setting and the width of a phone.
@@ -11,33 +11,21 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pipelines.ranked_queries import RankedHit, RankedQuery
+from pipelines.figures_text import METRIC_NAMES
+from pipelines.report_plots import camera_pairs, cmc_plot, roc_plot
 from pipelines.retrieval import describe_protocol
+from pipelines.retrieval.ranked_lists import RankedHit, RankedQuery
 from pipelines.store import Folder
 from pipelines.thumbnails import load_thumbnail
 
 THUMBNAIL_BOX = (128, 192)
-METRIC_NAMES = {
-    "mAP": "mAP (step)",
-    "R1": "Rank-1",
-    "R5": "Rank-5",
-    "R10": "Rank-10",
-    "R20": "Rank-20",
-    "mINP": "mINP",
-    "mAP_trapezoid": "mAP (trapezoid)",
-}
-"""In the order in which the page shows them."""
-PLOT_WIDTH, PLOT_HEIGHT = 420, 250
-PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 42, 12, 410, 212
 
 
 def write_report(
     path: str | Path,
     *,
     title: str,
-    metrics: Mapping[str, float],
-    protocol: Mapping[str, Any],
-    cmc: Sequence[float],
+    evaluated: Mapping[str, Any],
     queries: Sequence[RankedQuery],
     gallery: Mapping[str, Any] | None = None,
     facts: Mapping[str, object] | None = None,
@@ -47,20 +35,26 @@ def write_report(
     Args:
         path: HTML file to write.
         title: heading.
-        metrics: `Evaluation.metrics`, in percent.
-        protocol: `Evaluation.protocol`.
-        cmc: `Evaluation.cmc`, in percent.
-        queries: ranked lists to show, see `pipelines.ranked_queries`.
+        evaluated: the evaluation as `pipelines.evaluate.as_json` gives it.
+        queries: ranked lists to show, see `pipelines.retrieval.ranked_lists`.
         gallery: `Gallery.info()`.
         facts: more lines (name -> value) about the run: model version, seconds, places.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = files("pipelines").joinpath("report.html.j2").read_text(encoding="utf-8")
+    protocol = evaluated["protocol"]
     page = environment.from_string(template).render(
         title=title,
-        metrics=[(text, metrics[name]) for name, text in METRIC_NAMES.items() if name in metrics],
+        metrics=_metrics(evaluated),
+        intervals=bool(evaluated["intervals"]),
+        draws=protocol["draws"],
         protocol_line=describe_protocol(protocol),
-        plot=_plot(cmc),
+        cmc=cmc_plot(evaluated["cmc"]),
+        roc=roc_plot(evaluated["verification"]),
+        open_set=evaluated["verification"]["open_set"],
+        reranked=bool(protocol["rerank"]),
+        cameras=camera_pairs(evaluated["by_camera"]),
+        domains=evaluated["by_domain"],
         facts=[*_gallery_facts(gallery or {}), *(facts or {}).items()],
         queries=[_query_view(query) for query in queries],
     )
@@ -68,6 +62,20 @@ def write_report(
     parent = Folder.open(place.uri.rpartition("/")[0]).make()
     with parent.write(place.name) as stream:
         stream.write(page.encode())
+
+
+def _metrics(evaluated: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, value, interval and spread of every figure, as far as it has them."""
+    return [
+        {
+            "name": text,
+            "value": evaluated["metrics"][name],
+            "interval": evaluated["intervals"].get(name),
+            "spread": evaluated["spread"].get(name),
+        }
+        for name, text in METRIC_NAMES.items()
+        if name in evaluated["metrics"]
+    ]
 
 
 def _gallery_facts(gallery: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -86,30 +94,6 @@ def _gallery_facts(gallery: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("Size", f"{gallery['bytes'] / 1e6:,.2f} MB"),
         *([("Model", named)] if named else []),
     ]
-
-
-def _plot(cmc: Sequence[float]) -> dict[str, Any]:
-    """Coordinates of the CMC curve and its axes in the plot's own units."""
-    width, height = PLOT_RIGHT - PLOT_LEFT, PLOT_BOTTOM - PLOT_TOP
-    last = max(2, len(cmc))
-
-    def x(rank: int) -> float:
-        return round(PLOT_LEFT + width * (rank - 1) / (last - 1), 1)
-
-    def y(percent: float) -> float:
-        return round(PLOT_BOTTOM - height * percent / 100, 1)
-
-    ranks = [rank for rank in (1, 5, 10, 20, 30, 40, 50) if rank <= last]
-    marks = [rank for rank in (1, 5, 10, 20) if rank <= len(cmc)]
-    return {
-        "size": (PLOT_WIDTH, PLOT_HEIGHT),
-        "frame": (PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM),
-        "curve": " ".join(f"{x(i)},{y(value)}" for i, value in enumerate(cmc, start=1)),
-        "x_ticks": [(x(rank), rank) for rank in ranks],
-        "y_ticks": [(y(percent), percent) for percent in (0, 25, 50, 75, 100)],
-        "marks": [(x(rank), y(cmc[rank - 1])) for rank in marks],
-        "text": ", ".join(f"rank {rank} {cmc[rank - 1]:.1f} %" for rank in marks),
-    }
 
 
 def _query_view(query: RankedQuery) -> dict[str, Any]:

@@ -3,17 +3,14 @@
 import time
 from typing import Any
 
-import pyarrow as pa
-
 from pipelines.console import Reporter
 from pipelines.gallery import Gallery, open_gallery
-from pipelines.ranked_queries import ranked_queries
 from pipelines.report import write_report
 from pipelines.retrieval import EmbeddingSet, describe_protocol, load_embeddings
+from pipelines.retrieval.ranked_lists import RankedQuery
 from pipelines.store import Folder
 
 TOP_K = 10
-SHOWN = 12
 PAGE = "report.html"
 
 
@@ -25,23 +22,19 @@ def search_milliseconds(queries: EmbeddingSet, gallery: Gallery) -> float:
 
 
 def write_page(
-    folder: Folder, values: dict[str, Any], evaluated: dict[str, Any], per_query: pa.Table
+    folder: Folder, values: dict[str, Any], evaluated: dict[str, Any], lists: list[RankedQuery]
 ) -> tuple[str, float]:
     """Write the page of ranked results into `folder`; its address, and the milliseconds a search
     takes."""
-    embeddings = load_embeddings(values["embeddings"], splits=["query", "gallery"])
     gallery = open_gallery(values["gallery"])
-    milliseconds = search_milliseconds(embeddings.split("query"), gallery)
+    queries = load_embeddings(values["embeddings"], splits=["query"])
+    milliseconds = search_milliseconds(queries, gallery)
     model = values["model"]
     write_report(
         folder.path(PAGE),
         title=f"{model['name']} version {model['version']}",
-        metrics=evaluated["metrics"],
-        protocol=evaluated["protocol"],
-        cmc=evaluated["cmc"],
-        queries=ranked_queries(
-            embeddings, per_query, protocol=evaluated["protocol"]["name"], count=SHOWN
-        ),
+        evaluated=evaluated,
+        queries=lists,
         gallery=gallery.info(),
         facts={
             "Images": f"{values['images']:,} ({values['quarantined']} in quarantine)",

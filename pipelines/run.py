@@ -12,7 +12,7 @@ from typing import Any
 from pipelines import embed, evaluate, gallery_build, ingest, register, train
 from pipelines.blocks import Blocks
 from pipelines.console import Reporter
-from pipelines.evaluate import read_per_query, require_scorable
+from pipelines.evaluate import read_lists, require_scorable, with_lists
 from pipelines.ray_session import ray_session
 from pipelines.recipe import Recipe
 from pipelines.registry import PromotionRefusedError, Tracker, aliases, promote, rolled_back
@@ -60,7 +60,8 @@ def run(recipe: Recipe, store: Store, reporter: Reporter) -> StageResult:
 def pipeline_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     """SHA-256 of the data and the recipe."""
     plain = {k: v for k, v in recipe.to_dict().items() if k not in WITHOUT_EFFECT}
-    plain["data"] = {k: v for k, v in plain["data"].items() if k != "root"}
+    plain["data"] = {k: v for k, v in plain["data"].items() if k not in ("root", "roots")}
+    plain["batch"]["views"] = list(recipe.batch.views.items())  # they have an order
     plain["model"] |= weights_checksums(recipe)
     if recipe.embed.model is not None:
         model = train.open_named(recipe)
@@ -89,7 +90,7 @@ def _run(
     folder: Folder,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    require_scorable(blocks, recipe.evaluate.protocol)
+    require_scorable(blocks, with_lists(recipe.evaluate, recipe.data.root))
     names = _stages(recipe)
     if "train" in names:
         train.require_room(recipe)
@@ -100,7 +101,7 @@ def _run(
     with tracked(tracker, recipe.title, key, params=recipe.to_dict()) as parent:
         tracker.log_dataset(
             parent,
-            name=recipe.dataset,
+            name=recipe.dataset_title,
             fingerprint=blocks.fingerprint,
             source=blocks.folder.uri,
             profile=blocks.manifest["images"],
@@ -116,8 +117,8 @@ def _run(
         version = results["register"].values["model"]["version"]
         alias = _promote(recipe, tracker, version, reporter)
         values = _values(recipe, results, store, seconds, alias)
-        per_query = read_per_query(recipe, results["evaluate"].uri)
-        page = write_page(folder.make(), values, results["evaluate"].values, per_query)
+        lists = read_lists(recipe, results["evaluate"].uri)
+        page = write_page(folder.make(), values, results["evaluate"].values, lists)
         values["report"], values["search_ms"] = page
         seconds["report"] = time.monotonic() - start
         _track_result(tracker, parent, results, values)

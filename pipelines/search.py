@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.embedder import WEIGHTS, Embedder, ModelCard, default_device
 from pipelines.errors import UserError
-from pipelines.gallery import Gallery, Hit, open_gallery
+from pipelines.gallery import Gallery, Hit, Reranking, open_gallery
 from pipelines.images import ImageError
 from pipelines.store import Folder, sha256_file
 
@@ -39,7 +39,13 @@ def open_query_model(gallery: Gallery, model_folder: str | None = None) -> Embed
 
 
 def search_images(
-    gallery: Gallery, embedder: Embedder, images: list[Path], *, camera: str | None, top_k: int
+    gallery: Gallery,
+    embedder: Embedder,
+    images: list[Path],
+    *,
+    camera: str | None,
+    top_k: int,
+    rerank: bool | Reranking = False,
 ) -> list[list[Hit]]:
     """The best hits of every image; a `UserError` names an image that cannot be used."""
     vectors = []
@@ -49,13 +55,15 @@ def search_images(
         except (ImageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{path}: {reason}") from error
-    return gallery.search(vectors, top_k=top_k)
+    return gallery.search(vectors, top_k=top_k, rerank=rerank)
 
 
-def as_results(images: list[Path], hits: list[list[Hit]]) -> list[dict[str, Any]]:
-    """`[{query, hits: [{id, key, identity, camera, score, uri}]}]`."""
+def as_results(
+    images: list[Path], hits: list[list[Hit]], *, reranked: bool
+) -> list[dict[str, Any]]:
+    """`[{query, reranked, hits: [{id, key, identity, camera, score, uri}]}]`."""
     return [
-        {"query": str(image), "hits": [asdict(hit) for hit in found]}
+        {"query": str(image), "reranked": reranked, "hits": [asdict(hit) for hit in found]}
         for image, found in zip(images, hits, strict=True)
     ]
 
@@ -67,9 +75,9 @@ def search(
     top_k: int = 10,
     camera: str | None = None,
     model: str | None = None,
+    rerank: bool | Reranking = False,
 ) -> list[list[Hit]]:
     """Open the gallery and its model, and search."""
     gallery = open_gallery(gallery_uri)
-    return search_images(
-        gallery, open_query_model(gallery, model), images, camera=camera, top_k=top_k
-    )
+    embedder = open_query_model(gallery, model)
+    return search_images(gallery, embedder, images, camera=camera, top_k=top_k, rerank=rerank)

@@ -6,7 +6,7 @@ newest checkpoint, or finds the run finished.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,7 @@ from typing import Any
 import torch
 
 from pipelines.augment import Augmentation
-from pipelines.batches import (
-    BatchPlan,
-    ImageReader,
-    cameras_of,
-    split_identities,
-)
+from pipelines.batches import BatchPlan, ImageReader
 from pipelines.blocks import Blocks
 from pipelines.console import Bar, Reporter
 from pipelines.embedder import CARD, WEIGHTS, ModelCard, read_card
@@ -28,6 +23,7 @@ from pipelines.engine import ScheduleConfig
 from pipelines.errors import UserError
 from pipelines.feed import Feed
 from pipelines.fit import fit
+from pipelines.identity_index import ViewRows, cameras_of, find_views, split_identities
 from pipelines.ingest import open_blocks
 from pipelines.ray_session import ray_session, slots
 from pipelines.recipe import Recipe
@@ -134,15 +130,26 @@ def named_folder(recipe: Recipe) -> Folder:
 
 
 def prepare(
-    recipe: Recipe, blocks: Blocks, folder: Folder, *, report: bool = False
+    recipe: Recipe,
+    blocks: Blocks,
+    folder: Folder,
+    *,
+    report: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[TrainJob, Feed]:
     """What the workers are told, and what they are fed; `UserError` for data that cannot be
-    trained on."""
+    trained on. `say` hears what is trained on."""
     train, held = split_identities(
         blocks, min_images=recipe.data.min_images, holdout=recipe.data.holdout
     )
-    batch = recipe.batch
-    plan = BatchPlan(train, recipe.seed, batch.identities, batch.images, batch.sampler)
+    batch, lacking = recipe.batch, len(train)
+    views: tuple[ViewRows, ...] = ()
+    if batch.views:
+        train, views = find_views(blocks, train, batch.views)
+    lacking -= len(train)
+    plan = BatchPlan(train, recipe.seed, batch.identities, batch.images, batch.sampler, views)
+    left_out = f"; {lacking} left out, for they lack a view of batch.views" if lacking else ""
+    say(f"train: {plan.used_images} images, {train}{left_out}")
     steps_per_epoch = recipe.train.steps_per_epoch or plan.steps_per_epoch
     schedule = ScheduleConfig(
         epochs=recipe.train.epochs, steps_per_epoch=steps_per_epoch, **recipe.schedule.model_dump()
@@ -163,7 +170,7 @@ def prepare(
         card=card,
         run=folder.local(),
         schedule=schedule,
-        holdout=HoldOut(blocks, held, recipe.evaluate.protocol) if recipe.data.holdout else None,
+        holdout=HoldOut(blocks, held, recipe.protocol) if recipe.data.holdout else None,
         report=report,
     )
     steps = schedule.total_steps + job.estimation_steps
@@ -172,7 +179,7 @@ def prepare(
 
 def _train(recipe: Recipe, blocks: Blocks, folder: Folder, reporter: Reporter) -> dict[str, Any]:
     require_room(recipe)
-    job, feed = prepare(recipe, blocks, folder)
+    job, feed = prepare(recipe, blocks, folder, say=reporter.say)
     folder.make()
     folder.write_json(CARD, job.card.to_dict())
     with folder.write(RECIPE_FILE) as file:

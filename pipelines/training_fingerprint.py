@@ -25,7 +25,16 @@ TRAINED_BY = (
     "train",
 )
 WITHOUT_EFFECT = {
-    "data": {"root", "rows_per_shard", "quarantine_limit"},
+    # what is joined from where shows in the data's own fingerprint
+    "data": {
+        "root",
+        "roots",
+        "sources",
+        "target",
+        "source_images",
+        "rows_per_shard",
+        "quarantine_limit",
+    },
     "train": {
         "log_steps",
         "max_failures",
@@ -46,6 +55,9 @@ def training_fingerprint(recipe: Recipe, blocks: Blocks) -> str:
     else:
         for name in recipe.model.embedding_options():
             del parts["model"][name]
+    views = parts["batch"].pop("views")
+    if views:
+        parts["batch"]["views"] = list(views.items())  # they have an order
     for section, names in WITHOUT_EFFECT.items():
         parts[section] = {k: v for k, v in parts[section].items() if k not in names}
     return fingerprint(blocks.fingerprint, parts)

@@ -80,7 +80,8 @@ class FusionReID(ReidModel):
         self.heads = nn.ModuleDict(
             {name: BNNeckHead(dims[name], num_classes) for name in options.supervised}
         )
-        self.embedding_dim = sum(dims[name] for name in options.embedded)
+        self._parts = tuple((name, dims[name]) for name in options.embedded)
+        self.embedding_dim = sum(width for _, width in self._parts)
         self.loss_layout = tuple(LossTerm(name) for name in options.supervised)
         self._train_plan = self._plan(options.supervised)
         self._eval_plan = self._plan(options.embedded)
@@ -104,6 +105,11 @@ class FusionReID(ReidModel):
             )
             for _ in range(options.htm_depth)
         )
+
+    @property
+    def embedding_parts(self) -> tuple[tuple[str, int], ...]:
+        """The features of `embed_features`."""
+        return self._parts
 
     def _plan(self, wanted: tuple[str, ...]) -> FeaturePlan:
         return plan_features(wanted, htm_depth=self.options.htm_depth, mode=self.options.htm_mode)

@@ -171,6 +171,14 @@ class LATransformer(ReidModel):
         triplet_weight = 0.0 if options.triplet_on is None else 1.0
         self.loss_layout = tuple(LossTerm(n, triplet_weight=triplet_weight) for n in self.heads)
 
+    @property
+    def embedding_parts(self) -> tuple[tuple[str, int], ...]:
+        """The rows of patches, unless the embedding is their mean."""
+        if self.options.embed_kind == "mean":
+            return super().embedding_parts
+        rows = self.transformer.grid[0]
+        return tuple((f"row_{row}", self.transformer.dim) for row in range(rows))
+
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
         """Fill the backbone from `transformer_weights`, else from `default`."""
         weights = self.options.transformer_weights or default

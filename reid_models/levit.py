@@ -128,6 +128,11 @@ class LEViT(ReidModel):
             for name in HEAD_NAMES
         )
 
+    @property
+    def embedding_parts(self) -> tuple[tuple[str, int], ...]:
+        """The five pooled features."""
+        return tuple((name, self.embedding_dim // len(HEAD_NAMES)) for name in HEAD_NAMES)
+
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
         """Fill the backbone and both copies of stage 3 from `backbone_weights`.
 

@@ -166,6 +166,14 @@ class LViTNet(ReidModel):
             side_information=options.side_information,
         )
 
+    @property
+    def embedding_parts(self) -> tuple[tuple[str, int], ...]:
+        """The global and the local half, unless they were reduced together."""
+        if self.options.reduction_dim:
+            return super().embedding_parts
+        half = self.embedding_dim // 2
+        return (("global", half), ("local", half))
+
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
         """Fill the global branch from `transformer_weights`, else from `default`."""
         weights = self.options.transformer_weights or default

@@ -49,6 +49,11 @@ class ReidModel(nn.Module, ABC):
     def load_branch_weights(self, default: Literal["timm"] | None) -> None:
         """Fill each branch from its own weights option, or from `default` where that is None."""
 
+    @property
+    def embedding_parts(self) -> tuple[tuple[str, int], ...]:
+        """Name and width of the features that stand side by side in the embedding, in order."""
+        return (("embedding", self.embedding_dim),)
+
     def explanations(self) -> tuple[Explanation, ...]:
         """What can be looked at in this network in eval mode, in the order to show it; here
         nothing."""

@@ -199,6 +199,4 @@ def test_unknown_command_and_option() -> None:
 
 
 def test_options_of_an_embeddings_file_are_refused_beside_a_recipe() -> None:
-    evaluate = ("evaluate", "demo", "--protocol", "any_camera")
-    refuses(*evaluate, says=["--protocol", "--embeddings"])
     refuses("gallery", "build", "demo", "--shards", "3", says=["--shards", "--embeddings"])

@@ -29,6 +29,20 @@ def test_experiments_win_over_the_dataset_and_the_command_line_over_both() -> No
     assert elsewhere.recipe == "levit-duke_l_384"
 
 
+def test_a_variant_takes_the_changes_of_its_dataset_and_then_its_own(tmp_path: Path) -> None:
+    assert load_recipe("levit", ["dataset=msmt17:train"]).optim.freeze == ("stem",)
+    assert load_recipe("levit", ["dataset=msmt17:train"]).title == "levit-msmt17-train"
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "recipe: mine\nmodel: {name: levit_s}\ndataset_overrides:\n"
+        "  vehicleid:1600: {optim: {lr: 0.5}}\n"
+        "  vehicleid: {optim: {lr: 0.4, weight_decay: 0.1}}\n"
+    )
+    for dataset, lr in (("vehicleid", 0.4), ("vehicleid:800", 0.4), ("vehicleid:1600", 0.5)):
+        optim = load_recipe(str(path), [f"dataset={dataset}"]).optim
+        assert (optim.lr, optim.weight_decay) == (lr, 0.1)
+
+
 MINE = """
 recipe: mine
 model: {name: levit_s}

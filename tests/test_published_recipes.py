@@ -185,7 +185,7 @@ def test_fusion_reid_is_trained_as_published() -> None:
     assert (optim.lr, optim.weight_decay, optim.bias_lr_factor) == (0.005, 1e-4, 2)
     assert (recipe.schedule.granularity, recipe.average.kind) == ("epoch", "none")
     assert (recipe.unfreeze.start, recipe.train.epochs) == (None, 180)
-    assert (recipe.embed.flip, recipe.evaluate.protocol) == (False, "market")
+    assert (recipe.embed.flip, recipe.evaluate.protocol) == (False, None)
     options = recipe.model.options()
     assert (options["stem"], options["last_stride"], options["side_information"]) == ("reid", 1, 3)
     assert (options["drop_path"], options["fusion_heads"], options["lru_kernel"]) == (0.1, 12, 1)
@@ -219,7 +219,7 @@ def test_the_la_transformers_are_trained_as_published(name: str, experiment: str
         None if "mAP" not in figures.figures else "top10" if not standard else "unknown"
     )
     recipe = resolved(name, experiment)
-    assert recipe.evaluate.protocol == ("market" if standard else "any_camera")
+    assert recipe.evaluate.protocol == (None if standard else "latf_legacy")
     dataset = "pku_reid" if name == "la_tf_plus" else experiment.partition("_")[0]
     assert recipe.dataset == {"market": "market1501"}.get(dataset, dataset)
     assert (recipe.input.image_size, recipe.input.interpolation) == ((224, 224), "bicubic")

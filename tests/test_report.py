@@ -1,10 +1,12 @@
 """The report page and the contact sheet, down to their pixels."""
 
+import json
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +14,17 @@ import pytest
 from PIL import Image
 
 from pipelines.contact_sheet import GREEN, NEUTRAL, RED, contact_sheet
+from pipelines.evaluate import as_json
+from pipelines.figures_text import METRIC_NAMES
 from pipelines.gallery import Hit
-from pipelines.ranked_queries import RankedHit, RankedQuery, choose_queries, ranked_queries
 from pipelines.report import write_report
-from pipelines.retrieval import evaluate
+from pipelines.report_plots import HARDEST, MOST_CAMERAS
+from pipelines.retrieval import Evaluation, Provenance, Rerank, Settings, evaluate
+from pipelines.retrieval.protocol import PROTOCOLS
+from pipelines.retrieval.ranked_lists import RankedHit, RankedQuery, choose_queries
 from pipelines.thumbnails import GREY, load_thumbnail
-from tests.embedding_files import embedding_set, random_table
-from tests.test_ranking import reference
+from tests.embedding_files import embedding_set, embedding_table, random_table
+from tests.slow_ranking import ordered_lists
 
 ORANGE = (250, 120, 10)
 
@@ -60,12 +66,16 @@ class Page(HTMLParser):
 @pytest.fixture
 def evaluated(tmp_path):
     embeddings = embedding_set(tmp_path, random_table(1))
-    return embeddings, evaluate(embeddings, flip=False)
+    return evaluate(embeddings, provenance=Provenance(flip=False))
+
+
+def stored(evaluated: Evaluation) -> dict[str, Any]:
+    """The values as a store gives them back, by name."""
+    return json.loads(json.dumps(as_json(evaluated), sort_keys=True))
 
 
 @pytest.fixture
 def page(tmp_path, picture, evaluated) -> tuple[str, Page]:
-    _, evaluation = evaluated
     hits = (
         RankedHit(key="a", uri=picture, identity="x", camera="2", score=0.91, correct=True),
         RankedHit(
@@ -94,9 +104,7 @@ def page(tmp_path, picture, evaluated) -> tuple[str, Page]:
     write_report(
         tmp_path / "out" / "report.html",
         title="A & B",
-        metrics=dict(sorted(evaluation.metrics.items())),
-        protocol=evaluation.protocol,
-        cmc=evaluation.cmc,
+        evaluated=stored(evaluated),
         queries=[query],
         gallery=gallery,
         facts={"Search": "1 ms"},
@@ -114,9 +122,9 @@ def test_the_page_stands_alone(page):
 
 def test_the_page_states_figures_and_protocol(page, evaluated):
     _, parsed = page
-    _, evaluation = evaluated
-    for value in evaluation.metrics.values():
-        assert f"{value:.2f} %" in parsed.text
+    evaluation = evaluated
+    for name, value in evaluation.metrics.items():
+        assert f"{METRIC_NAMES[name]}{value:.2f}" in parsed.text
     names = ["mAP (step)", "Rank-1", "Rank-5", "Rank-10", "Rank-20", "mINP", "mAP (trapezoid)"]
     assert sorted(names, key=parsed.text.index) == names
     for words in ("market", "step AP", "queries used", "no flip", "no re-ranking"):
@@ -145,7 +153,7 @@ def test_the_page_shows_right_wrong_and_missing(page):
 
 def test_the_curve_is_the_cmc(page, evaluated):
     _, parsed = page
-    _, evaluation = evaluated
+    evaluation = evaluated
     points = [tuple(map(float, p.split(","))) for p in parsed.all("polyline")[0]["points"].split()]
     assert len(points) == len(evaluation.cmc)
     heights = np.array([212 - y for _, y in points])
@@ -153,17 +161,124 @@ def test_the_curve_is_the_cmc(page, evaluated):
     assert f"rank 1 {evaluation.cmc[0]:.1f} %" in parsed.all("svg")[0]["aria-label"]
 
 
-def test_a_report_without_lists_or_gallery(tmp_path, evaluated):
-    _, evaluation = evaluated
-    write_report(
-        tmp_path / "r.html",
-        title="t",
-        metrics=evaluation.metrics,
-        protocol=evaluation.protocol,
-        cmc=evaluation.cmc,
-        queries=[],
-    )
-    assert "Ranked results" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+def test_the_roc_has_a_logarithmic_axis_and_its_points(page, evaluated):
+    _, parsed = page
+    found = evaluated.verification
+    points = [tuple(map(float, p.split(","))) for p in parsed.all("polyline")[1]["points"].split()]
+    rates, shares = np.array(found["curve"]).T
+    exponents = np.log10(np.maximum(rates, 1e-6))
+    expected = np.stack([42 + 368 * (1 + exponents / 6), 212 - 200 * shares], axis=1)
+    np.testing.assert_allclose(points, expected, atol=0.05)
+    assert len(found["at"]) > 1
+    assert parsed.text.index("0.1 %") < parsed.text.index("1 %0")
+    for rate, point in found["at"].items():
+        row = f"{100 * float(rate):g} %{100 * point['true_rate']:.2f} %{point['threshold']:.4f}"
+        assert row in parsed.text
+    assert f"below {found['open_set']['threshold']:.4f}." in parsed.text
+
+
+def page_of(evaluated: dict[str, Any], path: Path) -> Page:
+    write_report(path, title="t", evaluated=evaluated, queries=[])
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_intervals_stand_beside_the_figures(tmp_path, evaluated):
+    values = as_json(evaluated)
+    text = page_of(values, tmp_path / "r.html").text
+    for name, (low, high) in evaluated.intervals.items():
+        figures = f"{evaluated.metrics[name]:.2f}{low:.2f} to {high:.2f}\n"
+        assert f"{METRIC_NAMES[name]}{figures}" in text
+    without = page_of({**values, "intervals": {}}, tmp_path / "r.html").text
+    assert "95 %" not in without
+    assert f"mAP (step){evaluated.metrics['mAP']:.2f}\n" in without
+
+
+def test_the_spread_stands_there_where_there_are_draws(tmp_path, evaluated):
+    embeddings = embedding_set(tmp_path, random_table(1))
+    drawn = evaluate(embeddings, Settings(protocol="vehicleid", draws=3, resamples=0))
+    text = page_of(as_json(drawn), tmp_path / "r.html").text
+    assert f"mAP (step){drawn.metrics['mAP']:.2f}{drawn.spread['mAP']:.2f}\n" in text
+    assert "over the 3 draws" in text
+    assert "±" not in page_of(as_json(evaluated), tmp_path / "r.html").text
+
+
+@pytest.mark.parametrize("protocol", sorted(set(PROTOCOLS) - {"veri_lists"}))
+def test_no_figure_is_left_out(tmp_path, protocol):
+    taken = evaluate(embedding_set(tmp_path, random_table(1)), Settings(protocol=protocol))
+    text = page_of(as_json(taken), tmp_path / "r.html").text
+    for name, value in taken.metrics.items():
+        assert f"{METRIC_NAMES[name]}{value:.2f}" in text
+
+
+def test_camera_pairs_are_a_table(tmp_path, evaluated):
+    parsed = page_of(as_json(evaluated), tmp_path / "r.html")
+    cells = [a for a in parsed.all("td") if (a.get("style") or "").startswith("--shade")]
+    shades = [float((a["style"] or "").partition(": ")[2].rstrip("%")) for a in cells]
+    figures = [pair["mAP"] for pair in evaluated.by_camera]
+    assert len(shades) == len(figures)
+    assert np.argmax(shades) == np.argmax(figures)
+    assert np.argmin(shades) == np.argmin(figures)
+    assert (np.diff(np.array(shades)[np.argsort(figures)]) >= 0).all()
+    for pair in evaluated.by_camera:
+        assert f"{pair['mAP']:.1f}" in parsed.text
+
+
+def pairs_of_cameras(count: int) -> list[dict[str, Any]]:
+    return [
+        {"query_camera": f"c{q}", "gallery_camera": f"c{g}", "queries": 5, "mAP": q + g, "R1": 1.0}
+        for q in range(count)
+        for g in range(count)
+        if q != g
+    ]
+
+
+def test_many_cameras_are_a_list_of_the_hardest_pairs(tmp_path, evaluated):
+    values = as_json(evaluated)
+    table = page_of({**values, "by_camera": pairs_of_cameras(MOST_CAMERAS)}, tmp_path / "r.html")
+    assert "query ↓" in table.text
+    pairs = pairs_of_cameras(MOST_CAMERAS + 1)
+    listed = page_of({**values, "by_camera": pairs}, tmp_path / "r.html").text
+    assert "query ↓" not in listed
+    assert listed.count(" → ") == HARDEST
+    assert listed.index("c0 → c1") < listed.index("c0 → c2") < listed.index("c1 → c2")
+    assert "c20 → c19" not in listed
+    assert f"{HARDEST} of {len(pairs)} pairs" in listed
+
+
+def test_a_cell_stands_under_its_camera(tmp_path, evaluated):
+    pairs = [
+        {"query_camera": "a", "gallery_camera": "c", "queries": 5, "mAP": 12.34, "R1": 1.0},
+        {"query_camera": "b", "gallery_camera": "a", "queries": 5, "mAP": 50.0, "R1": 1.0},
+    ]
+    page = page_of({**as_json(evaluated), "by_camera": pairs}, tmp_path / "r.html")
+    assert "gallery →ac\n" in page.text
+    assert "\na\N{EN DASH}12.3\nb50.0\N{EN DASH}\n" in page.text
+    assert "from camera a to c, 12.3\N{NO-BREAK SPACE}%" in page.text
+
+
+def test_domains_are_a_table_where_there_are_several(tmp_path, evaluated):
+    values = as_json(evaluated)
+    domains = {"market1501": {"queries": 3368, "mAP": 12.5, "R1": 50.0}}
+    page = page_of({**values, "by_domain": domains}, tmp_path / "r.html")
+    assert "market15013,36812.5050.00" in page.text
+    assert "By domain" not in page_of(values, tmp_path / "r.html").text
+
+
+def test_the_page_says_what_reranked_scores_are(tmp_path, evaluated):
+    how = Settings(rerank=Rerank(k1=5, k2=2))
+    taken = evaluate(embedding_set(tmp_path, random_table(1)), how)
+    assert "Scores are minus the distances" in page_of(as_json(taken), tmp_path / "r.html").text
+    assert "distances" not in page_of(as_json(evaluated), tmp_path / "r.html").text
+
+
+def test_a_report_without_lists_wrong_pairs_or_cameras(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 0, 0]]
+    table = embedding_table(vectors, identity=["x"] * 4, split=["query"] * 2 + ["gallery"] * 2)
+    values = as_json(evaluate(embedding_set(tmp_path, table)))
+    text = page_of(values, tmp_path / "r.html").text
+    for words in ("Ranked results", "ROC", "Open set", "camera pair", "By domain"):
+        assert words not in text
+    assert "mAP (step)100.00" in text
 
 
 def test_the_choice_of_queries_is_best_median_worst():
@@ -182,10 +297,10 @@ def test_the_choice_of_queries_is_best_median_worst():
 
 
 def test_the_lists_are_what_the_figures_count(evaluated):
-    embeddings, evaluation = evaluated
-    lists = ranked_queries(embeddings, evaluation.per_query, protocol="market", count=6, top_k=8)
-    expected = reference(random_table(1), "market")
-    assert [one.choice for one in lists] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
+    evaluation = evaluated
+    lists = evaluation.lists
+    expected = ordered_lists(random_table(1), "market")
+    assert [one.choice for one in lists] == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
     precision = dict(
         zip(
             evaluation.per_query["key"].to_pylist(),
@@ -194,10 +309,10 @@ def test_the_lists_are_what_the_figures_count(evaluated):
         )
     )
     for one in lists:
-        assert [(hit.key, hit.correct) for hit in one.hits] == expected[one.key][:8]
+        assert [(hit.key, hit.correct) for hit in one.hits] == expected[one.key][:10]
         assert one.average_precision == precision[one.key]
     assert lists[0].average_precision == max(precision.values())
-    assert lists[4].average_precision == min(precision.values())
+    assert lists[8].average_precision == min(precision.values())
 
 
 def frames(path: Path, count: int) -> list[tuple[int, ...]]:

@@ -12,10 +12,10 @@ import safetensors.torch
 import timm
 import torch
 
-from pipelines.batches import cameras_of, split_identities
 from pipelines.blocks import Blocks
 from pipelines.console import Reporter, find_user_error
 from pipelines.errors import UserError
+from pipelines.identity_index import cameras_of, split_identities
 from pipelines.ingest import open_blocks
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import check_recipe, load_recipe

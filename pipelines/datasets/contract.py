@@ -1,7 +1,8 @@
 """What a dataset says of itself: layout, official counts, protocol, terms, and how it is read.
 
 A dataset may come in variants (lists, annotations, directions); `NAME:VARIANT` names one, the name
-alone means the first.
+alone means the first. A dataset may also be joined from others (`transfer`); such a one has no
+files of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,8 +49,8 @@ class Dataset:
     """Its name, for people."""
     layout: str
     """What lies where, in one line."""
-    read: Callable[[Path, str], pa.Table]
-    """(root, variant) -> manifest."""
+    read: Callable[[Path, str], pa.Table] | None
+    """(root, variant) -> manifest; None where it is joined from other datasets."""
     source: str = ""
     """The publication."""
     protocol: str = "market"

@@ -4,14 +4,14 @@ Memory: one chunk of Python strings at a time; what stays is the Arrow column of
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.datasets.manifest import join_path
+from pipelines.datasets.manifest import Column, join_path
 from pipelines.errors import UserError
 from pipelines.images import SUFFIXES
 
@@ -20,17 +20,38 @@ NAMES_PER_CHUNK = 65_536
 
 def find_root(root: Path, parts: tuple[str, ...], known_names: tuple[str, ...]) -> Path:
     """The folder that holds `parts`: `root`, or the folder of a known name inside it."""
+    return find_layout(root, {"": parts}, known_names)[0]
+
+
+def find_layout(
+    root: Path, layouts: Mapping[str, tuple[str, ...]], known_names: tuple[str, ...]
+) -> tuple[Path, str]:
+    """Which of `layouts` (folders by the layout's name) lies in `root`, or in a folder of a known
+    name inside it, and that folder.
+
+    Of two layouts in one folder the first is taken. Raises `UserError` where there is none, where
+    one lacks a folder, and where more than one known name holds one.
+    """
     require_folder(root)
-    candidates = [root, *(root / name for name in known_names)]
-    for candidate in candidates:
-        if any((candidate / part).is_dir() for part in parts):
-            for part in parts:
-                require_folder(candidate / part)
-            return candidate
-    raise UserError(
-        f"{root}: holds none of {', '.join(parts)}; "
-        "give the folder of the dataset, or the one that it lies in"
-    )
+    found: dict[tuple[int, int], tuple[Path, str]] = {}
+    for candidate in (root, *(root / name for name in known_names)):
+        for layout, parts in layouts.items():
+            if any((candidate / part).is_dir() for part in parts):
+                status = candidate.stat()
+                found.setdefault((status.st_dev, status.st_ino), (candidate, layout))
+    if not found:
+        wanted = " or ".join(", ".join(parts) for parts in layouts.values())
+        raise UserError(
+            f"{root}: holds none of {wanted}; "
+            "give the folder of the dataset, or the one that it lies in"
+        )
+    folder, layout = next(iter(found.values()))
+    if folder != root and len(found) > 1:
+        names = " and ".join(place.name for place, _ in found.values())
+        raise UserError(f"{root}: holds {names}; give the path of the one that you mean")
+    for part in layouts[layout]:
+        require_folder(folder / part)
+    return folder, layout
 
 
 def require_folder(folder: Path) -> None:
@@ -83,12 +104,24 @@ def match_names(root: Path, folder: str, pattern: str, example: str) -> pa.Table
             f"{root / folder / pc.min(unlike).as_py()}: not named {example}{others}; "
             "rename it or take it away"
         )
-    groups = {
-        fields.type.field(i).name: pc.struct_field(fields, i) for i in range(len(fields.type))
-    }
-    return pa.table(
-        {"key": join_path(folder, names), "uri": join_path(root / folder, names)} | groups
-    )
+    placed = {"key": join_path(folder, names), "uri": join_path(root / folder, names)}
+    return pa.table(placed | name_groups(fields))
+
+
+def match_folders(
+    root: Path, split_folders: Mapping[str, str], pattern: str, example: str
+) -> pa.Table:
+    """`match_names` of every folder, one after the other, with the split that it stands for."""
+    parts = []
+    for folder, split in split_folders.items():
+        rows = match_names(root, folder, pattern, example)
+        parts.append(rows.append_column("split", pa.repeat(split, len(rows))))
+    return pa.concat_tables(parts)
+
+
+def name_groups(fields: Column) -> dict[str, Column]:
+    """The named groups that `extract_regex` found, a text column each."""
+    return {fields.type.field(i).name: pc.struct_field(fields, i) for i in range(len(fields.type))}
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -8,7 +8,7 @@
 | camera | which camera saw it, null if unknown; an unknown camera equals no other |
 | view | from which side, null if unknown |
 | time | when: frame number, or milliseconds since 1970 UTC; ordered within a camera |
-| domain | the dataset, or what a table names as the domain |
+| domain | the dataset, or what a table names as the domain; without `/` |
 | split | train, query or gallery |
 | role | normal; distractor: in the gallery, never right; junk: left out when ranks are counted |
 
@@ -65,7 +65,8 @@ def build_manifest(
     A single string or None stands for a whole column. `identity` gets the domain as its prefix
     unless it has it already. `source` is the path that errors name. Raises `UserError` where the
     rows are no dataset: none at all, a split without an image, a key twice, an empty value, an
-    unknown split or role, an identity in train and test, or queries of nobody in the gallery.
+    unknown split or role, a domain with a slash, an identity in train and test, or queries of
+    nobody in the gallery.
     """
     if len(key) == 0:
         raise UserError(f"{source}: holds no image; give the place where the images lie")
@@ -169,6 +170,12 @@ def _check_values(manifest: pa.Table, source: Path) -> None:
         for value in pc.unique(manifest[name]).to_pylist():
             if value not in allowed:
                 raise UserError(f"{source}: {name} {value!r} is none of {', '.join(allowed)}")
+    for domain in pc.unique(manifest["domain"]).to_pylist():
+        if "/" in domain:
+            raise UserError(
+                f"{source}: the domain {domain!r} holds a slash, which ends the domain in "
+                "identities such as market1501/0002; write it without"
+            )
     present = pc.unique(manifest["split"]).to_pylist()
     for split in SPLITS:
         if split not in present:

@@ -5,6 +5,7 @@
 
 from pipelines.gallery.build import Build, BuiltShard, ShardJob, build_gallery, build_shard
 from pipelines.gallery.manifest import GalleryManifest
+from pipelines.gallery.reranked import Reranking
 from pipelines.gallery.search import Gallery, Hit, open_gallery
 from pipelines.gallery.verify import verify_gallery
 
@@ -16,6 +17,7 @@ __all__ = [
     "Gallery",
     "GalleryManifest",
     "Hit",
+    "Reranking",
     "ShardJob",
     "build_gallery",
     "build_shard",

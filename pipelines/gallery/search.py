@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipelines.errors import UserError
 from pipelines.gallery.exact import Found, search_exact
 from pipelines.gallery.manifest import GalleryManifest, read_manifest
+from pipelines.gallery.reranked import Reranking, search_reranked
 from pipelines.gallery.shard import Shard, Vectors
 from pipelines.gallery.verify import digest_problems, verify_gallery
 from pipelines.store import Folder
@@ -29,7 +30,7 @@ class Hit:
     identity: str | None
     camera: str | None
     score: float
-    """Cosine of the two embeddings."""
+    """Cosine of the two embeddings; after re-ranking, minus their final distance."""
     uri: str | None
 
 
@@ -49,7 +50,9 @@ class Gallery:
     def embedding_dim(self) -> int:
         return self.manifest.embedding_dim
 
-    def search(self, queries: npt.ArrayLike, top_k: int = 10) -> list[list[Hit]]:
+    def search(
+        self, queries: npt.ArrayLike, top_k: int = 10, *, rerank: bool | Reranking = False
+    ) -> list[list[Hit]]:
         """The `top_k` most similar rows of every query, best first, equal scores by id.
 
         Exact: independent of the number of shards, threads and queries asked together.
@@ -57,8 +60,11 @@ class Gallery:
         Args:
             queries: [Q, D] numbers; brought to unit length here.
             top_k: hits a query; fewer only where the gallery is smaller.
+            rerank: reorder the best candidates by their k-reciprocal neighbours in the whole
+                gallery, those of the query's camera included; True is `Reranking()`. Costs some
+                thousand look-ups a query.
 
-        Memory: see `pipelines.gallery.exact.search_exact`.
+        Memory: see `search_exact` and `search_reranked`.
 
         Raises:
             UserError: queries of another dimension than the gallery's, zero or not finite, or a
@@ -67,8 +73,10 @@ class Gallery:
         queries_QD = self._unit_queries(queries)
         if top_k < 1:
             raise UserError(f"top_k={top_k}: ask for at least one hit")
-        found = search_exact(self._shards, queries_QD, top_k)
-        return self._hits(found)
+        if rerank:
+            settings = rerank if isinstance(rerank, Reranking) else Reranking()
+            return self._hits(search_reranked(self._shards, queries_QD, top_k, settings))
+        return self._hits(search_exact(self._shards, queries_QD, top_k))
 
     def verify(self) -> list[str]:
         """Everything wrong with the files; see `verify_gallery`."""

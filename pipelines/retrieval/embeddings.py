@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.datasets.manifest import MANIFEST_SCHEMA, ROLES
+from pipelines.embedding_parts import parts_of
 from pipelines.errors import UserError
+from pipelines.retrieval.vectors import HeldVectors
 from pipelines.store import Folder
 
 REQUIRED_COLUMNS = ("key", "identity", "split", "embedding")
@@ -43,6 +45,9 @@ class EmbeddingSet:
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
+    parts: tuple[tuple[str, int], ...] = ()
+    """Names and widths of the parts of an embedding, where they are known."""
+
     @property
     def dim(self) -> int:
         return int(self.vectors.shape[1])
@@ -54,24 +59,16 @@ class EmbeddingSet:
         digest.update(np.ascontiguousarray(self.vectors).data)
         return digest.hexdigest()
 
-    def take(self, mask_N: npt.NDArray[np.bool_]) -> "EmbeddingSet":
-        """The rows where `mask_N` is true, in order."""
-        return EmbeddingSet(rows=self.rows.filter(pa.array(mask_N)), vectors=self.vectors[mask_N])
+    def vectors_of(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[n, D] vectors of these ascending rows: a view where they stand side by side, else a
+        copy."""
+        if len(index) and index[-1] - index[0] == len(index) - 1:
+            return self.vectors[index[0] : index[-1] + 1]
+        return self.vectors[index]
 
-    def split(self, name: str) -> "EmbeddingSet":
-        """The rows of one split.
-
-        Raises:
-            UserError: no row has this split; the message names the splits that are there.
-        """
-        found = np.asarray(pc.equal(self.rows["split"], name).fill_null(False))
-        if not found.any():
-            present = ", ".join(sorted({str(s) for s in self.rows["split"].to_pylist()}))
-            raise UserError(
-                f"the embeddings have no rows with split={name!r} (splits there: {present}): "
-                "embed that split first, or name another one"
-            )
-        return self.take(found)
+    def source_of(self, index: npt.NDArray[np.int64]) -> HeldVectors:
+        """The vectors of these ascending rows as blocks."""
+        return HeldVectors(self.vectors_of(index))
 
 
 def load_embeddings(source: Source, *, splits: Sequence[str] | None = None) -> EmbeddingSet:
@@ -98,7 +95,7 @@ def load_embeddings(source: Source, *, splits: Sequence[str] | None = None) -> E
         for block_BD in iter_unit_vectors(file, rows_of_file):
             vectors_ND[filled : filled + len(block_BD)] = block_BD
             filled += len(block_BD)
-    return EmbeddingSet(rows=rows, vectors=vectors_ND)
+    return EmbeddingSet(rows=rows, vectors=vectors_ND, parts=read_parts(files[0]))
 
 
 def embedding_files(source: Source) -> list[str]:
@@ -138,6 +135,12 @@ def read_rows(files: Sequence[str]) -> tuple[int, list[pa.Table]]:
         found = " and ".join(str(dim) for dim in sorted(dims))
         raise UserError(f"the parts have embeddings of {found} dimensions: embed with one model")
     return dims.pop(), tables
+
+
+def read_parts(address: str) -> tuple[tuple[str, int], ...]:
+    """Names and widths of the parts of an embedding that a file tells of."""
+    with _open(address) as file:
+        return parts_of(file.schema_arrow)
 
 
 def iter_unit_vectors(

@@ -4,8 +4,7 @@ A figure without its protocol says nothing: the result names the rules, the AP f
 queries were used and why the others were not, and the embeddings it was computed from.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import UserError
-from pipelines.retrieval.embeddings import EmbeddingSet
-from pipelines.retrieval.metrics import (
-    Rows,
-    average_precision_step,
-    average_precision_trapezoid,
-    cmc_curve,
-    inverse_negative_penalty,
+from pipelines.retrieval.description import as_protocol
+from pipelines.retrieval.exact_scores import ExactScores
+from pipelines.retrieval.features import Embeddings
+from pipelines.retrieval.figures import (
+    averages,
+    by_camera_pair,
+    by_domain,
+    cmc_percent,
+    confidence,
+    per_query_table,
+    shares,
 )
-from pipelines.retrieval.protocol import Relevance, relevance, usable_queries
-from pipelines.retrieval.ranking import DEFAULT_MEMORY_MB, rank_matches
+from pipelines.retrieval.metrics import SortedRanks
+from pipelines.retrieval.open_set import suggest_threshold, true_rates
+from pipelines.retrieval.protocol import find_protocol
+from pipelines.retrieval.ranked_lists import RankedQuery, ranked_lists
+from pipelines.retrieval.ranking import Ranking, Task, rank_all
+from pipelines.retrieval.setting import Setting, settings_of
+from pipelines.retrieval.settings import Provenance, Settings
 
-CMC_LENGTH = 50
-CMC_RANKS = (1, 5, 10, 20)
+Ranker = Callable[[Task], tuple[ExactScores, Ranking]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,148 +40,124 @@ class Evaluation:
     """Figures of one set of embeddings under one protocol."""
 
     metrics: dict[str, float]
-    """mAP, mAP_trapezoid, mINP, R1, R5, R10, R20 in percent, not rounded."""
+    """mAP, mAP_trapezoid, mINP, R1, R5, R10, R20 and those of the protocol, in percent, not
+    rounded; means over the draws."""
     protocol: dict[str, Any]
     """What the figures mean: rules, AP formulas, queries used and dropped, flip, re-ranking."""
     cmc: tuple[float, ...]
     """[50] CMC in percent at rank 1, 2, ..."""
+    intervals: dict[str, list[float]]
+    """[lowest, highest] of each metric at 95 %, by resampling the queries of the first draw."""
+    spread: dict[str, float]
+    """Standard deviation of each metric over the draws; empty where there is one draw."""
+    verification: dict[str, Any]
+    """True rates at false alarm rates, the curve, and a threshold, see `open_set`; first draw."""
+    by_camera: list[dict[str, Any]]
+    """Figures of each pair of cameras; empty where cameras are not known; first draw."""
+    by_domain: dict[str, dict[str, float]]
+    """Figures of the queries of each domain, where there are several; first draw."""
     per_query: pa.Table
-    """[Q] of the used queries: key, ap, ap_trapezoid, inp, matches, first_hit_rank (from 1)."""
+    """[Q] of the used queries of the first draw: key, ap, ap_trapezoid, inp, matches,
+    first_hit_rank (from 1)."""
+    lists: list[RankedQuery]
+    """What a few queries of the first draw found."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingTask:
-    """The queries that count, the gallery without junk, and the judgement between them."""
-
-    queries: EmbeddingSet
-    gallery: EmbeddingSet
-    relevance: Relevance
-    dropped: Counter[str]
-    junk_removed: int
+class _Draw:
+    setting: Setting
+    task: Task
+    score: ExactScores
+    ranking: Ranking
+    per_query: pa.Table
+    shares: dict[str, np.ndarray]
 
 
 def evaluate(
-    embeddings: EmbeddingSet,
+    embeddings: Embeddings,
+    how: Settings | None = None,
     *,
-    protocol: str = "market",
-    query_split: str = "query",
-    gallery_split: str = "gallery",
-    flip: bool | None = None,
-    junk_left_out: int = 0,
-    memory_mb: int = DEFAULT_MEMORY_MB,
+    lists: pa.Table | None = None,
+    provenance: Provenance | None = None,
+    rank: Ranker | None = None,
 ) -> Evaluation:
     """Rank the gallery for every query and average.
 
     Args:
-        embeddings: rows of both splits.
-        protocol: `market` or `any_camera`, see `pipelines.retrieval.protocol`.
-        flip: whether the embeddings hold the sum over the image and its mirror image; only passed
-            on into the protocol. None: not known.
-        junk_left_out: junk images that were never embedded; counted with the junk taken out here.
-        memory_mb: limit of the working memory beside the embeddings, see `rank_matches`.
+        embeddings: rows of both splits; of parts of vectors, see `features.chosen_parts`.
+        how: protocol and options.
+        lists: right answers of a protocol by lists, see `relevance.judge`.
+        provenance: what is known of the embeddings.
+        rank: counts the ranks; by default in this process.
+
+    Memory: beside the embeddings a tile of scores, and some 80 bytes a (query, right answer) pair.
 
     Raises:
         UserError: a split is not there, or no query has a right answer (with the cause).
     """
-    task = prepare(
-        embeddings, protocol=protocol, query_split=query_split, gallery_split=gallery_split
+    how, origin = how or Settings(), provenance or Provenance()
+    draws = (
+        _take(
+            embeddings, setting, how, rank or (lambda task: rank_all(task, memory_mb=how.memory_mb))
+        )
+        for setting in settings_of(embeddings.rows, how, lists=lists)
     )
-    ranks = rank_matches(
-        task.queries.vectors,
-        task.gallery.vectors,
-        task.relevance.judge,
-        memory_mb=memory_mb,
-    )
-    per_query = _per_query(task.queries.rows["key"], ranks)
-    cmc = 100 * cmc_curve(np.array([r[0] for r in ranks]), CMC_LENGTH)
-    metrics = {
-        name: 100 * float(np.mean(per_query[column].to_numpy()))
-        for name, column in (("mAP", "ap"), ("mAP_trapezoid", "ap_trapezoid"), ("mINP", "inp"))
-    }
-    metrics |= {f"R{rank}": float(cmc[rank - 1]) for rank in CMC_RANKS}
+    first = next(draws)
+    found = [(first.shares, first.per_query)] + [(draw.shares, draw.per_query) for draw in draws]
+    figures = [averages(one) for one, _ in found]
+    domains = first.setting.queries["domain"]
     return Evaluation(
-        metrics=metrics,
-        protocol=_describe(embeddings, task, protocol, flip, junk_left_out),
-        cmc=tuple(cmc.tolist()),
+        metrics={name: float(np.mean([one[name] for one in figures])) for name in figures[0]},
+        protocol=as_protocol(embeddings, first.setting, how, origin, draws=len(found)),
+        cmc=tuple(np.mean([cmc_percent(one) for _, one in found], axis=0).tolist()),
+        intervals=confidence(first.shares, resamples=how.resamples, seed=how.seed),
+        spread={name: float(np.std([one[name] for one in figures])) for name in figures[0]}
+        if len(found) > 1
+        else {},
+        verification=_verification(first),
+        by_camera=_by_camera(first),
+        by_domain=by_domain(domains, first.shares) if len(pc.unique(domains)) > 1 else {},
+        per_query=first.per_query,
+        lists=_lists(first, how.shown) if how.shown else [],
+    )
+
+
+def _take(embeddings: Embeddings, setting: Setting, how: Settings, rank: Ranker) -> _Draw:
+    rules = find_protocol(how.protocol)
+    task = setting.task(embeddings, how)
+    score_P, ranking = rank(task)
+    ranks = SortedRanks.of(task.good, score_P, ranking.before)
+    per_query = per_query_table(setting.queries["key"], ranks, rules)
+    return _Draw(
+        setting=setting,
+        task=task,
+        score=score_P,
+        ranking=ranking,
         per_query=per_query,
+        shares=shares(per_query, rules, len(setting.gallery)),
     )
 
 
-def prepare(
-    embeddings: EmbeddingSet,
-    *,
-    protocol: str = "market",
-    query_split: str = "query",
-    gallery_split: str = "gallery",
-) -> RankingTask:
-    """Take out the junk and the queries without a right answer; see `evaluate`."""
-    queries, all_gallery = embeddings.split(query_split), embeddings.split(gallery_split)
-    gallery = all_gallery.take(np.asarray(pc.not_equal(all_gallery.rows["role"], "junk")))
-    if not len(gallery):
-        raise UserError(f"all {len(all_gallery)} rows of split {gallery_split} are junk")
-    used_Q, dropped = usable_queries(queries.rows, gallery.rows, protocol=protocol)
-    used = queries.take(used_Q)
-    return RankingTask(
-        queries=used,
-        gallery=gallery,
-        relevance=relevance(used.rows, gallery.rows, protocol=protocol),
-        dropped=dropped,
-        junk_removed=len(all_gallery) - len(gallery),
+def _lists(draw: _Draw, count: int) -> list[RankedQuery]:
+    setting = draw.setting
+    return ranked_lists(draw.task, setting.queries, setting.gallery, draw.per_query, count=count)
+
+
+def _verification(draw: _Draw) -> dict[str, Any]:
+    best_Q = np.maximum.reduceat(draw.score, draw.task.good.start[:-1])
+    rates = true_rates(draw.score, draw.ranking.wrong)
+    right_first_Q = draw.per_query["first_hit_rank"].to_numpy() == 1
+    threshold = suggest_threshold(best_Q, draw.ranking.best_wrong, right_first_Q)
+    return {**rates, "open_set": threshold}
+
+
+def _by_camera(draw: _Draw) -> list[dict[str, Any]]:
+    if draw.ranking.camera_before is None:
+        return []
+    return by_camera_pair(
+        draw.setting.queries["camera"],
+        draw.setting.gallery["camera"],
+        draw.task.good,
+        draw.score,
+        draw.ranking.camera_before,
     )
-
-
-def describe_protocol(protocol: Mapping[str, Any]) -> str:
-    """`Evaluation.protocol` as one line for people."""
-    dropped = protocol["queries_dropped"]
-    reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dropped.items())
-    flip = {True: "flip", False: "no flip", None: "flip unknown"}[protocol["flip"]]
-    return "; ".join(
-        [
-            f"{protocol['name']}, {protocol['distance']}",
-            ", ".join(f"{name} by {formula} AP" for name, formula in protocol["ap"].items()),
-            f"{protocol['queries_used']:,} queries used, {sum(dropped.values()):,} dropped"
-            + (f" ({reasons})" if reasons else ""),
-            f"gallery {protocol['gallery_size']:,} with {protocol['distractors']:,} distractors, "
-            f"{protocol['junk_removed']:,} junk taken out",
-            flip,
-            "re-ranking" if protocol["rerank"] else "no re-ranking",
-            f"embeddings {protocol['embeddings_sha256'][:12]}",
-        ]
-    )
-
-
-def _per_query(keys: pa.ChunkedArray, ranks: list[Rows]) -> pa.Table:
-    return pa.table(
-        {
-            "key": keys,
-            "ap": [average_precision_step(r) for r in ranks],
-            "ap_trapezoid": [average_precision_trapezoid(r) for r in ranks],
-            "inp": [inverse_negative_penalty(r) for r in ranks],
-            "matches": [len(r) for r in ranks],
-            "first_hit_rank": [int(r[0]) + 1 for r in ranks],
-        }
-    )
-
-
-def _describe(
-    embeddings: EmbeddingSet,
-    task: RankingTask,
-    protocol: str,
-    flip: bool | None,
-    junk_left_out: int,
-) -> dict[str, Any]:
-    distractors = pc.sum(pc.equal(task.gallery.rows["role"], "distractor")).as_py()
-    return {
-        "name": protocol,
-        "ap": {"mAP": "step", "mAP_trapezoid": "trapezoid"},
-        "distance": "cosine",
-        "queries_used": len(task.queries),
-        "queries_dropped": dict(sorted(task.dropped.items())),
-        "gallery_size": len(task.gallery),
-        "distractors": int(distractors),
-        "junk_removed": task.junk_removed + junk_left_out,
-        "flip": flip,
-        "rerank": False,
-        "embedding_dim": embeddings.dim,
-        "embeddings_sha256": embeddings.fingerprint,
-    }

@@ -1,4 +1,4 @@
-"""Which gallery rows count for a query.
+"""Which gallery rows count for a query, by the name of a protocol.
 
 `market` (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): rows marked
 junk are taken out for everybody; rows of the query's own identity under the query's own camera are
@@ -6,174 +6,76 @@ taken out for this query; distractors stay and never match. An unknown camera eq
 
 `any_camera`: for data without cameras. Every row of the identity is a match.
 
-Under both the very row of the query's own key is taken out: an image does not find itself.
+`vehicleid` (Liu et al., "Deep Relative Distance Learning", CVPR 2016): of every test identity one
+image, drawn at random, is the gallery and the others are queries; drawn ten times. Distractors are
+in every gallery.
 
-Shapes: Q queries, G gallery rows (after the junk is out).
+`leave_one_out` (Cars196, CUB-200): every test image asks for all the others; an image that stands
+in both splits is there once.
+
+`university` (Zheng et al., "University-1652", ACM MM 2020): any camera; the recall at one percent
+of the gallery is among the figures.
+
+`latf_legacy` (the official codes of LA-Transformer and LA-TF++): nothing is taken out, not even
+junk or the query's own copy, and the average precision looks at ten answers only.
+
+`veri_lists` (Liu et al., "A Deep Learning-Based Approach to Progressive Vehicle Re-identification
+for Urban Surveillance", ECCV 2016): right answers and rows to leave out are those of the owners'
+lists, query by query.
+
+Under all but `latf_legacy` the very row of the query's own key is taken out: an image does not find
+itself.
 """
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Literal, TypeAlias
 
 from pipelines.errors import UserError
 
-PROTOCOLS = ("market", "any_camera")
-
-NOT_A_NORMAL_ROW = "not_a_normal_row"
-IDENTITY_UNKNOWN = "identity_unknown"
-IDENTITY_NOT_IN_GALLERY = "identity_not_in_gallery"
-ONLY_SAME_CAMERA = "only_same_camera"
-ONLY_ITSELF = "only_itself"
-
-Rows = npt.NDArray[np.int64]
-
-
-class Judgement(NamedTuple):
-    """What one query asks of the gallery; both hold ascending gallery rows."""
-
-    good: Rows
-    """Rows that are right answers."""
-    removed: Rows
-    """Rows that are taken out of this query's ranking."""
+Sides: TypeAlias = Literal["split", "drawn", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relevance:
-    """Answers for every query which gallery rows are good and which are taken out.
+class Protocol:
+    """The rules behind a name."""
 
-    Memory: a few integers a row, none a (query, gallery) pair.
-    """
-
-    excludes_same_camera: bool
-    query_identity: Rows
-    """[Q] identity code; -1 is unknown."""
-    query_camera: Rows
-    """[Q] camera code; -1 is unknown."""
-    query_self: Rows
-    """[Q] the gallery row with the query's own key, or -1."""
-    gallery_camera: Rows
-    """[G] camera code; -1 is unknown."""
-    by_identity: Rows
-    """[G] gallery rows in the order of their identity code; -1 (never a match) comes first."""
-    starts: Rows
-    """`by_identity[starts[c]:starts[c + 1]]` are the rows of identity code c."""
-
-    def judge(self, query: int) -> Judgement:
-        """The good and the removed gallery rows of one query."""
-        rows = self._rows_of_identity(query)
-        out = rows == self.query_self[query]
-        camera = self.query_camera[query]
-        if self.excludes_same_camera and camera >= 0:
-            out |= self.gallery_camera[rows] == camera
-        # own key under another identity (mislabelled twice): still not an answer to itself
-        own = self.query_self[query : query + 1]
-        return Judgement(good=rows[~out], removed=np.union1d(rows[out], own[own >= 0]))
-
-    def reason_to_drop(self, query: int) -> str | None:
-        """Why the query has no good row, or None if it has one."""
-        if self.query_identity[query] < 0:
-            return IDENTITY_UNKNOWN
-        rows = self._rows_of_identity(query)
-        if not len(rows):
-            return IDENTITY_NOT_IN_GALLERY
-        if (rows == self.query_self[query]).all():
-            return ONLY_ITSELF
-        return None if len(self.judge(query).good) else ONLY_SAME_CAMERA
-
-    def _rows_of_identity(self, query: int) -> Rows:
-        code = self.query_identity[query]
-        if code < 0:
-            return self.by_identity[:0]
-        return self.by_identity[self.starts[code] : self.starts[code + 1]]
+    excludes_same_camera: bool = False
+    """Rows of the query's identity under the query's camera are taken out."""
+    keeps_junk: bool = False
+    """Rows marked junk stay in the gallery; they never match."""
+    keeps_itself: bool = False
+    """A gallery row of the query's own key stays."""
+    sides: Sides = "split"
+    """`split`: queries and gallery by their split; `drawn`: one image of each identity is drawn to
+    be the gallery, the others are queries; `all`: every image is on both sides."""
+    ranks: tuple[int, ...] = (1, 5, 10, 20)
+    """Ranks whose CMC (or recall) is among the figures."""
+    percent_rank: bool = False
+    """The recall at one percent of the gallery is among the figures."""
+    top_ten: bool = False
+    """The average precision over the first ten answers is among the figures."""
+    clusters: bool = False
+    """NMI of a k-means clustering is among the figures."""
+    lists: bool = False
+    """Right answers and rows to leave out come from lists."""
 
 
-def relevance(queries: pa.Table, gallery: pa.Table, *, protocol: str) -> Relevance:
-    """Prepare the judgement of `queries` [Q] on `gallery` [G] (no junk rows in it).
-
-    Raises:
-        UserError: an unknown protocol.
-    """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"evaluate.protocol={protocol} is unknown: use {' or '.join(PROTOCOLS)}")
-    query_identity_Q, gallery_identity_G = _joint_codes(queries["identity"], gallery["identity"])
-    distractor_G = np.asarray(pc.equal(gallery["role"], "distractor"))
-    gallery_identity_G = np.where(distractor_G, -1, gallery_identity_G)
-    query_camera_Q, gallery_camera_G = _joint_codes(queries["camera"], gallery["camera"])
-    by_identity_G = np.argsort(gallery_identity_G, kind="stable")
-    codes = int(max(query_identity_Q.max(initial=-1), gallery_identity_G.max(initial=-1))) + 1
-    own = pc.index_in(queries["key"], value_set=gallery["key"]).fill_null(-1)
-    return Relevance(
-        excludes_same_camera=protocol == "market",
-        query_identity=query_identity_Q,
-        query_camera=query_camera_Q,
-        query_self=np.asarray(own, dtype=np.int64),
-        gallery_camera=gallery_camera_G,
-        by_identity=by_identity_G,
-        starts=np.searchsorted(gallery_identity_G[by_identity_G], np.arange(codes + 1)),
-    )
+PROTOCOLS = {
+    "market": Protocol(excludes_same_camera=True),
+    "any_camera": Protocol(),
+    "vehicleid": Protocol(sides="drawn"),
+    "leave_one_out": Protocol(sides="all", ranks=(1, 2, 4, 5, 8, 10, 20), clusters=True),
+    "university": Protocol(percent_rank=True),
+    "latf_legacy": Protocol(keeps_junk=True, keeps_itself=True, top_ten=True),
+    "veri_lists": Protocol(lists=True),
+}
 
 
-def usable_queries(
-    queries: pa.Table, gallery: pa.Table, *, protocol: str
-) -> tuple[np.ndarray, Counter[str]]:
-    """Which of `queries` [Q] have a right answer in `gallery` [G] (no junk rows in it).
-
-    Returns:
-        bool [Q], and how many were dropped for which reason.
-
-    Raises:
-        UserError: none has; names the cause.
-    """
-    judged = relevance(queries, gallery, protocol=protocol)
-    normal_Q = np.asarray(pc.equal(queries["role"], "normal"))
-    reasons = [
-        judged.reason_to_drop(query) if normal else NOT_A_NORMAL_ROW
-        for query, normal in enumerate(normal_Q)
-    ]
-    dropped = Counter(reason for reason in reasons if reason is not None)
-    used_Q = np.array([reason is None for reason in reasons], dtype=bool)
-    if not used_Q.any():
-        raise _no_usable_query(queries, gallery, dropped)
-    return used_Q, dropped
-
-
-def _no_usable_query(queries: pa.Table, gallery: pa.Table, dropped: Counter[str]) -> UserError:
-    """The error for a set of queries of which none has a right answer; names the cause."""
-    cameras = sorted(set(pc.drop_null(gallery["camera"]).to_pylist()))
-    causes = []
-    if dropped[ONLY_SAME_CAMERA]:
-        where = f"one camera only ({cameras[0]})" if len(cameras) == 1 else "the query's own camera"
-        causes.append(
-            f"{dropped[ONLY_SAME_CAMERA]} queries find their identity under {where}, which the "
-            "market protocol takes out: use evaluate.protocol=any_camera"
+def find_protocol(name: str) -> Protocol:
+    """The rules of this name; a `UserError` where there is none."""
+    if name not in PROTOCOLS:
+        names = list(PROTOCOLS)
+        raise UserError(
+            f"evaluate.protocol={name} is unknown: use {', '.join(names[:-1])} or {names[-1]}"
         )
-    if dropped[IDENTITY_NOT_IN_GALLERY]:
-        named_rows = gallery.filter(pc.not_equal(gallery["role"], "distractor"))
-        known = set(named_rows["identity"].to_pylist())
-        absent = sorted({i for i in queries["identity"].to_pylist() if i and i not in known})
-        named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        causes.append(
-            f"{dropped[IDENTITY_NOT_IN_GALLERY]} queries have identities that are not in the "
-            f"gallery ({named}): check the splits or the spelling of the identities"
-        )
-    for reason, advice in (
-        (ONLY_ITSELF, "find only themselves: add other images of the identities"),
-        (IDENTITY_UNKNOWN, "have no identity: label them"),
-        (NOT_A_NORMAL_ROW, "are marked distractor or junk: mark them normal"),
-    ):
-        if dropped[reason]:
-            causes.append(f"{dropped[reason]} queries {advice}")
-    return UserError("no query can be evaluated: " + "; ".join(causes))
-
-
-def _joint_codes(queries: pa.ChunkedArray, gallery: pa.ChunkedArray) -> tuple[Rows, Rows]:
-    """One integer a distinct value over both sides, -1 for null."""
-    both = pa.chunked_array([*queries.chunks, *gallery.chunks], type=pa.string())
-    encoded = both.combine_chunks().dictionary_encode()
-    codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
-    return codes[: len(queries)], codes[len(queries) :]
+    return PROTOCOLS[name]

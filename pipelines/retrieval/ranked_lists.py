@@ -1,7 +1,7 @@
-"""Which queries a report shows, and what each of them found.
+"""A few queries and what each of them found, for people to look at.
 
-The lists follow the evaluation's protocol: junk and the rows taken out for a query do not appear,
-so that what a person sees is what the figures count.
+The lists follow the evaluation's protocol and scores: junk and the rows taken out for a query do
+not appear, so that what a person sees is what the figures count.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.retrieval import EmbeddingSet, top_matches
-from pipelines.retrieval.evaluation import prepare
+from pipelines.retrieval.pairs import Rows
+from pipelines.retrieval.ranking import Task
+from pipelines.retrieval.vectors import Vectors
+
+SHOWN = 12
+TOP_K = 10
+BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class RankedHit:
     identity: str | None
     camera: str | None
     score: float
-    """Cosine."""
+    """What the gallery was ranked by, highest first; the cosine, unless it was re-ranked."""
     correct: bool
     """Whether it is a right answer under the protocol."""
 
@@ -43,7 +48,7 @@ class RankedQuery:
     hits: tuple[RankedHit, ...]
 
 
-def choose_queries(per_query: pa.Table, count: int = 9) -> list[tuple[str, int]]:
+def choose_queries(per_query: pa.Table, count: int = SHOWN) -> list[tuple[str, int]]:
     """Row numbers of the queries with the best, median and worst average precision, in that order.
 
     A third of `count` each, the median taking the remainder; no query twice; equal ones by row.
@@ -61,37 +66,53 @@ def choose_queries(per_query: pa.Table, count: int = 9) -> list[tuple[str, int]]
     return [(choice, int(row)) for choice, rows in parts for row in rows]
 
 
-def ranked_queries(
-    embeddings: EmbeddingSet,
+def top_rows(task: Task, chosen: Sequence[int], *, top_k: int) -> list[tuple[Rows, Vectors]]:
+    """For each chosen query its first K gallery rows [K] and their scores [K], removed ones left
+    out; of equal scores wrong rows first, as they are counted, then by row.
+
+    Memory: one score a gallery row and chosen query.
+    """
+    scores_BG = np.empty((len(chosen), len(task.gallery)), dtype=np.float32)
+    for first, rows_WD in task.gallery.blocks(BLOCK_ROWS):
+        for b, query in enumerate(chosen):
+            out = scores_BG[b : b + 1, first : first + len(rows_WD)]
+            task.scorer.tile(query, query + 1, first, rows_WD, out)
+    results = []
+    for b, query in enumerate(chosen):
+        right_G = np.zeros(len(task.gallery), dtype=bool)
+        right_G[task.good.rows_of(query)] = True
+        order_G = np.lexsort((right_G, -scores_BG[b]))
+        kept = order_G[~np.isin(order_G, task.removed.rows_of(query))][:top_k]
+        results.append((kept, scores_BG[b, kept]))
+    return results
+
+
+def ranked_lists(
+    task: Task,
+    queries: pa.Table,
+    gallery: pa.Table,
     per_query: pa.Table,
     *,
-    protocol: str,
-    count: int = 9,
-    top_k: int = 10,
+    count: int = SHOWN,
+    top_k: int = TOP_K,
 ) -> list[RankedQuery]:
     """The lists of a choice of queries.
 
     Args:
-        embeddings: the set that was evaluated.
-        per_query: `Evaluation.per_query` of it.
-        protocol: the evaluation's.
+        task: what was ranked.
+        queries: [Q] rows of the task's queries.
+        gallery: [G] rows of its gallery.
+        per_query: [Q] `Evaluation.per_query`.
         count: queries to show.
         top_k: rows a list.
-
-    Memory: one score a gallery row beside the embeddings.
     """
-    task = prepare(embeddings, protocol=protocol)
-    number_of = {key: i for i, key in enumerate(task.queries.rows["key"].to_pylist())}
     chosen = choose_queries(per_query, count)
-    numbers = [number_of[per_query["key"][row].as_py()] for _, row in chosen]
-    found = top_matches(
-        task.queries.vectors, task.gallery.vectors, task.relevance.judge, numbers, top_k=top_k
-    )
+    found = top_rows(task, [row for _, row in chosen], top_k=top_k)
     lists = []
-    for (choice, row), number, (positions, scores) in zip(chosen, numbers, found, strict=True):
-        query = task.queries.rows.slice(number, 1).to_pylist()[0]
-        good = set(task.relevance.judge(number).good.tolist())
-        hits = task.gallery.rows.take(positions).to_pylist()
+    for (choice, row), (positions, scores) in zip(chosen, found, strict=True):
+        query = queries.slice(row, 1).to_pylist()[0]
+        good = set(task.good.rows_of(row).tolist())
+        hits = gallery.take(positions).to_pylist()
         lists.append(
             RankedQuery(
                 choice=choice,

@@ -1,0 +1,224 @@
+"""The k nearest of every vector, exactly, in memory that does not grow with rows x rows.
+
+Scores are computed in tiles, and each row keeps its k best so far. The worst of them is a bar: a
+later score counts only if it lies above, which after a few tiles hardly any does, so that a tile
+costs little more than its matrix product. Among the vectors of one set every product serves two
+rows, and only half of the tiles are computed.
+
+The order is that of a stable sort: score down, equal scores by row number. To that end a score and
+its row number are compared as one integer (float32 bits in an order-keeping form, then the number
+counted from the end).
+
+Shapes: Q queries, N base vectors, B rows and W columns of a tile, D embedding dimension, k
+neighbours, S scores above the bar, T rows with at least one of them.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Vectors = npt.NDArray[np.float32]
+
+DEFAULT_MEMORY_MB = 128
+BYTES_PER_SCORE = 32  # the score, its key, and what torch.topk copies, at the worst moment
+LARGEST_SIDE = 16384
+GROUP = 16
+NARROW = 128
+NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The nearest base rows of each query row, best first; 8 bytes a neighbour."""
+
+    index: npt.NDArray[np.int32]
+    """[Q, k] base rows."""
+    score: Vectors
+    """[Q, k] inner products."""
+    lowest: Vectors
+    """[Q] the smallest inner product with any base row: that of the farthest one."""
+
+
+def nearest(
+    queries_QD: Vectors,
+    base_ND: Vectors,
+    k: int,
+    *,
+    memory_mb: int = DEFAULT_MEMORY_MB,
+    device: str | torch.device = "cpu",
+) -> Neighbours:
+    """The k rows of the base with the largest inner product with each query (all, if N < k).
+
+    Args:
+        queries_QD: [Q, D] float32.
+        base_ND: [N, D] float32, N from 1 to 2^31 - 1.
+        k: at least 1.
+        memory_mb: limit of the working memory, which sets the side of a tile (16 at least).
+        device: where the products are computed; another device than the CPU holds both sets.
+
+    Memory: the limit, and 12 bytes a neighbour.
+
+    Raises:
+        ValueError: no base rows, two dimensions, or k below 1.
+    """
+    _check(queries_QD, base_ND, k)
+    tiles = _Tiles(queries_QD, base_ND, memory_mb, device)
+    best = _Best(len(queries_QD), min(k, len(base_ND)), tiles.device)
+    for rows in tiles.bands(len(queries_QD)):
+        for columns in tiles.bands(len(base_ND)):
+            best.absorb(tiles.scores(rows, columns), rows, columns)
+    return best.result()
+
+
+def nearest_among(
+    vectors_ND: Vectors,
+    k: int,
+    *,
+    memory_mb: int = DEFAULT_MEMORY_MB,
+    device: str | torch.device = "cpu",
+) -> Neighbours:
+    """`nearest` of a set in itself, each row included, in half the products; memory as there."""
+    _check(vectors_ND, vectors_ND, k)
+    tiles = _Tiles(vectors_ND, vectors_ND, memory_mb, device)
+    best = _Best(len(vectors_ND), min(k, len(vectors_ND)), tiles.device)
+    bands = tiles.bands(len(vectors_ND))
+    for number, rows in enumerate(bands):
+        for columns in bands[number:]:
+            scores_BW = tiles.scores(rows, columns)
+            best.absorb(scores_BW, rows, columns)
+            if rows != columns:
+                best.absorb(scores_BW.T, columns, rows)
+    return best.result()
+
+
+class _Best:
+    """The k best of every row so far; a row must be given its columns in ascending order."""
+
+    def __init__(self, rows: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self.keys_Qk = torch.full((rows, k), NOTHING, device=device)
+        self.bar_Q = torch.full((rows,), -torch.inf, device=device)
+        self.lowest_Q = torch.full((rows,), torch.inf, device=device)
+
+    def absorb(self, scores_BW: Tensor, rows: slice, columns: slice) -> None:
+        lowest_B = self.lowest_Q[rows]
+        torch.minimum(lowest_B, scores_BW.amin(dim=1), out=lowest_B)
+        self._absorb(scores_BW, rows, columns.start)
+
+    def _absorb(self, scores_BW: Tensor, rows: slice, start: int) -> None:
+        width = scores_BW.shape[1]
+        if width <= NARROW:
+            number_W = torch.arange(start, start + width, device=scores_BW.device)
+            keys = torch.cat([self.keys_Qk[rows], _keys(scores_BW, number_W)], dim=1)
+            self._keep(torch.arange(rows.start, rows.stop, device=keys.device), keys)
+            return
+        above = _above(scores_BW, self.bar_Q[rows])
+        if above is None:  # the left half will raise the bars
+            half = width // (2 * GROUP) * GROUP
+            self._absorb(scores_BW[:, :half], rows, start)
+            self._absorb(scores_BW[:, half:], rows, start + half)
+            return
+        row_S, column_S = above
+        if not len(row_S):
+            return
+        keys_S = _keys(scores_BW[row_S, column_S], column_S + start)
+        row_T, count_T = torch.unique_consecutive(row_S, return_counts=True)
+        first_T = count_T.cumsum(0) - count_T
+        group_S = torch.repeat_interleave(count_T)
+        place_S = torch.arange(len(row_S), device=keys_S.device) - first_T[group_S] + self.k
+        row_T = row_T + rows.start
+        keys = keys_S.new_full((len(row_T), self.k + int(count_T.max())), NOTHING)
+        keys[:, : self.k] = self.keys_Qk[row_T]
+        keys[group_S, place_S] = keys_S
+        self._keep(row_T, keys)
+
+    def result(self) -> Neighbours:
+        index_Qk = 0xFFFFFFFF - (self.keys_Qk & 0xFFFFFFFF)
+        return Neighbours(
+            index=index_Qk.to(torch.int32).cpu().numpy(),
+            score=_scores(self.keys_Qk).cpu().numpy(),
+            lowest=self.lowest_Q.cpu().numpy(),
+        )
+
+    def _keep(self, row_T: Tensor, keys: Tensor) -> None:
+        best_Tk = keys.topk(self.k, dim=1).values
+        self.keys_Qk[row_T] = best_Tk
+        self.bar_Q[row_T] = _scores(best_Tk[:, -1])
+
+
+class _Tiles:
+    """Tiles of the product of two sets, all in one buffer."""
+
+    def __init__(
+        self, left: Vectors, right: Vectors, memory_mb: int, device: str | torch.device
+    ) -> None:
+        self.device = torch.device(device)
+        side = int(((memory_mb << 20) / BYTES_PER_SCORE) ** 0.5) // GROUP * GROUP
+        self.side = min(max(side, GROUP), LARGEST_SIDE)
+        self._left = _tensor(left).to(self.device)
+        self._right = self._left if left is right else _tensor(right).to(self.device)
+        shape = (min(self.side, len(left)), min(self.side, len(right)))
+        self._buffer = torch.empty(shape, device=self.device).flatten()
+
+    def bands(self, length: int) -> list[slice]:
+        """Bands of nearly one length: the product of a narrow one may be rounded otherwise."""
+        count = max(1, -(-length // self.side))
+        width = max(1, -(-length // (count * GROUP))) * GROUP
+        return [slice(start, min(start + width, length)) for start in range(0, length, width)]
+
+    def scores(self, rows: slice, columns: slice) -> Tensor:
+        """[B, W] inner products; overwritten by the next call."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        out_BW = self._buffer[: shape[0] * shape[1]].view(shape)
+        return torch.mm(self._left[rows], self._right[columns].T, out=out_BW)
+
+
+def _tensor(vectors: Vectors) -> Tensor:
+    with warnings.catch_warnings():  # read-only arrays are as good: nothing is written here
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(vectors)
+
+
+def _above(scores_BW: Tensor, bar_B: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Rows (ascending) and columns of the scores above their row's bar; None where they are many.
+
+    Looks at the largest of 16 columns first: of a tile's two passes the second is short.
+    """
+    width = scores_BW.shape[1]
+    parts = scores_BW.chunk(GROUP if width % GROUP == 0 else 1, dim=1)
+    largest = parts[0] if len(parts) == 1 else torch.maximum(parts[0], parts[1])
+    for part in parts[2:]:
+        torch.maximum(largest, part, out=largest)
+    row_S, group_S = (largest > bar_B[:, None]).nonzero(as_tuple=True)
+    if len(row_S) * len(parts) * 4 > scores_BW.numel():
+        return None
+    step = width // len(parts)
+    members = torch.arange(len(parts), device=scores_BW.device) * step
+    column = group_S[:, None] + members
+    keep = scores_BW[row_S[:, None], column] > bar_B[row_S, None]
+    return row_S[:, None].expand_as(column)[keep], column[keep]
+
+
+def _keys(scores: Tensor, columns: Tensor) -> Tensor:
+    """int64 that order as (score down, column up) when taken largest first."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: there is no minus zero
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(torch.int64) << 32) + (0xFFFFFFFF - columns)
+
+
+def _scores(keys: Tensor) -> Tensor:
+    ordered = (keys >> 32).to(torch.int32)
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def _check(queries_QD: Vectors, base_ND: Vectors, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k={k}: ask for at least one neighbour")
+    if queries_QD.ndim != 2 or base_ND.ndim != 2 or queries_QD.shape[1] != base_ND.shape[1]:
+        raise ValueError(f"vectors of shapes {queries_QD.shape} and {base_ND.shape} do not fit")
+    if not len(base_ND):
+        raise ValueError("no base rows to search")
