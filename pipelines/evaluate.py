@@ -116,8 +116,8 @@ def evaluate_file(uri: str, section: EvaluateSection, reporter: Reporter) -> Eva
 
     What `reid embed` notes beside its parts (flip, the junk it left out) goes into the protocol.
 
-    Memory: the query vectors in float32, the gallery's up to `hold_mb`, and a bounded tile of
-    scores.
+    Memory: vectors in float32 up to `hold_mb`, or the queries' and a block of the gallery's where
+    there are more; and a bounded tile of scores.
     """
     how, origin = _settings(section), _provenance(uri)
     if find_protocol(how.protocol).keeps_junk and origin.junk_left_out:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from pipelines.errors import UserError
 from pipelines.recipe_sections import Name, Section
+from pipelines.safe_yaml import load
 from pipelines.section_check import check_section, nearest
 
 DATASET_OVERRIDES = "dataset_overrides"
@@ -108,7 +109,7 @@ class RecipeFile:
 def parse_recipe_file(text: str, source: str) -> RecipeFile:
     """The parts of a recipe file; `UserError` where it is not YAML or not laid out as one."""
     try:
-        plain = yaml.safe_load(text)
+        plain = load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):

@@ -4,7 +4,6 @@ Order of precedence: the recipe's own keys, then its `dataset_overrides` for the
 then those of the chosen experiment, then the command line.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,28 +16,11 @@ from pipelines.errors import UserError
 from pipelines.experiments import RecipeFile, parse_recipe_file
 from pipelines.recipe import ModelSection, Recipe, model_section
 from pipelines.recipe_sections import Section
+from pipelines.safe_yaml import load
 from pipelines.section_check import check_section, nearest
 
 SUFFIXES = (".yaml", ".yml")
-BASE_SIXTY = {
-    "tag:yaml.org,2002:int": r"^[-+]?(0x[0-9a-fA-F_]+|[0-9][0-9_]*)$",
-    "tag:yaml.org,2002:float": r"^[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$"
-    r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
-}
-"""Kinds of numbers that YAML 1.1 also writes as 1:30, and how they are written without."""
 AnySection = TypeVar("AnySection", bound=Section)
-
-
-class _Values(yaml.SafeLoader):
-    """Safe YAML in which 16:32 is a text and not a number to the base of sixty."""
-
-
-_Values.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag not in BASE_SIXTY]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in BASE_SIXTY.items():
-    _Values.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
 def list_recipes() -> list[str]:
@@ -158,7 +140,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise UserError(f"{text!r} is not an override; write key.sub=value")
     try:
-        return key.split("."), yaml.load(value, _Values)  # noqa: S506
+        return key.split("."), load(value)
     except yaml.YAMLError:
         return key.split("."), value
 

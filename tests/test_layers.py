@@ -16,6 +16,7 @@ FLOORS = [
         "pipelines.counter_random",
         "pipelines.environment",
         "pipelines.checkpoints",
+        "pipelines.safe_yaml",
     },
     {"pipelines.recipe_sections", "pipelines.recipe_training", "pipelines.engine"},
     {"pipelines.images", "pipelines.recipe", "pipelines.store", "pipelines.console"},

@@ -7,6 +7,7 @@ import yaml
 
 from pipelines.errors import UserError
 from pipelines.recipe_file import check_recipe, dump_recipe, list_recipes, load_recipe
+from pipelines.safe_yaml import load
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -115,6 +116,25 @@ def test_overrides_win_over_the_datasets_own_and_those_over_the_recipe() -> None
 
 def test_exponent_without_a_dot_is_a_number() -> None:
     assert load_recipe("demo", ["optim.lr=1e-3"]).optim.lr == 0.001
+
+
+def test_a_colon_between_digits_is_no_number(tmp_path: Path) -> None:
+    """YAML 1.1 reads 16:32 as 992, to the base of sixty."""
+    wanted = ("16:32", "cnn", "0:768", "1_0:59")
+    given = "[16:32, cnn, 0:768, 1_0:59]"
+    recipe = load_recipe("demo", [f"evaluate.parts={given}"])
+    assert recipe.evaluate.parts == wanted
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(dump_recipe(recipe))
+    assert load_recipe(str(mine)).evaluate.parts == wanted
+    mine.write_text(dump_recipe(load_recipe("demo")).replace("parts: []", f"parts: {given}"))
+    assert load_recipe(str(mine)).evaluate.parts == wanted
+
+
+@pytest.mark.parametrize("text", ["12", "-3", "0x10", "1_000", "0.5", "1.0e-3", "true", "null"])
+def test_other_values_are_those_of_yaml(text: str) -> None:
+    assert load(text) == yaml.safe_load(text)
+    assert load(f"[{text}, {{a: {text}}}]") == yaml.safe_load(f"[{text}, {{a: {text}}}]")
 
 
 def test_file_is_named_when_it_is_no_recipe(tmp_path: Path) -> None:
