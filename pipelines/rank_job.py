@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import ray
@@ -22,10 +21,11 @@ from pipelines.retrieval.ranking import (
     DEFAULT_MEMORY_MB,
     Ranking,
     Task,
+    count_above_floor,
     count_ranks,
     score_pairs,
 )
-from pipelines.retrieval.scores import Histogram, floor_of_sample
+from pipelines.retrieval.scores import Histogram
 from pipelines.retrieval.vectors import HeldVectors, VectorSource
 
 
@@ -44,21 +44,16 @@ class RankJob:
         for scores, histogram in ray.get([_score.remote(shared, p, self.memory_mb) for p in parts]):
             score_P += scores
             sample.add(histogram)
-        floor = floor_of_sample(sample, task.queries * len(task.gallery))
-        ranking = self._count(task, shared, parts, score_P, floor)
-        if not ranking.wrong.reaches_down():  # the sample misled: count every score
-            ranking = self._count(task, shared, parts, score_P, -np.inf)
-        return score_P, ranking
-
-    def _count(
-        self, task: Task, shared: Any, parts: list[Any], score_P: ExactScores, floor: float
-    ) -> Ranking:
         scores = ray.put(score_P)
-        waiting = [_count.remote(shared, part, scores, floor, self.memory_mb) for part in parts]
-        total = Ranking.empty(task, floor)
-        for counted in waiting:
-            total.add(ray.get(counted))
-        return total
+
+        def count(floor: float) -> Ranking:
+            waiting = [_count.remote(shared, p, scores, floor, self.memory_mb) for p in parts]
+            total = Ranking.empty(task, floor)
+            for counted in waiting:
+                total.add(ray.get(counted))
+            return total
+
+        return score_P, count_above_floor(task, sample, count)
 
 
 def split_source(source: VectorSource, count: int) -> Iterator[VectorSource]:

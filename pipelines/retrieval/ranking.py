@@ -11,7 +11,7 @@ Shapes: Q queries, G gallery rows, B queries and W gallery rows of a tile, D emb
 P (query, right answer) pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -153,12 +153,18 @@ def count_ranks(
 def rank_all(task: Task, *, memory_mb: int = DEFAULT_MEMORY_MB) -> tuple[ExactScores, Ranking]:
     """([P] scores, ranking) of a whole gallery in this process: both passes."""
     score_P, sample = score_pairs(task, memory_mb=memory_mb)
-    pairs = task.queries * len(task.gallery)
-    floor = floor_of_sample(sample, pairs)
-    ranking = count_ranks(task, score_P, floor=floor, memory_mb=memory_mb)
-    if not ranking.wrong.reaches_down():  # the sample misled: count every score
-        ranking = count_ranks(task, score_P, memory_mb=memory_mb)
-    return score_P, ranking
+
+    def count(floor: float) -> Ranking:
+        return count_ranks(task, score_P, floor=floor, memory_mb=memory_mb)
+
+    return score_P, count_above_floor(task, sample, count)
+
+
+def count_above_floor(task: Task, sample: Histogram, count: Callable[[float], Ranking]) -> Ranking:
+    """The ranking that `count` gives with the floor that the sample suggests; where the sample
+    misled, with none."""
+    ranking = count(floor_of_sample(sample, task.queries * len(task.gallery)))
+    return ranking if ranking.wrong.reaches_down() else count(-np.inf)
 
 
 def _leave_out(task: Task, scores_BW: Vectors, low: int, first: int) -> int:
