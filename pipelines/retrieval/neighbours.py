@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Vectors = npt.NDArray[np.float32]
 
-DEFAULT_MEMORY_MB = 128
+DEFAULT_MEMORY_MB = 64
 BYTES_PER_SCORE = 32  # the score, its key, and what torch.topk copies, at the worst moment
 LARGEST_SIDE = 16384
 GROUP = 16
@@ -161,6 +162,8 @@ class _Tiles:
         self.side = min(max(side, GROUP), LARGEST_SIDE)
         self._left = _tensor(left).to(self.device)
         self._right = self._left if left is right else _tensor(right).to(self.device)
+        # torch.mm takes MKL, which AMD processors run at 0.7 x the speed of oneDNN
+        self._onednn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
         shape = (min(self.side, len(left)), min(self.side, len(right)))
         self._buffer = torch.empty(shape, device=self.device).flatten()
 
@@ -174,7 +177,10 @@ class _Tiles:
         """[B, W] inner products; overwritten by the next call."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         out_BW = self._buffer[: shape[0] * shape[1]].view(shape)
-        return torch.mm(self._left[rows], self._right[columns].T, out=out_BW)
+        left_BD, right_WD = self._left[rows], self._right[columns]
+        if self._onednn:
+            return functional.linear(left_BD.to_mkldnn(), right_WD.to_mkldnn()).to_dense()
+        return torch.mm(left_BD, right_WD.T, out=out_BW)
 
 
 def _tensor(vectors: Vectors) -> Tensor:
