@@ -71,6 +71,25 @@ def test_equal_vectors_get_equal_scores_whatever_tile_they_are_in(rows):
     assert (found.index[:, 1:] > found.index[:, :-1])[pairs].all()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory_mb", [1, 64])
+def test_neighbours_too_close_for_float32_come_in_the_order_of_float64(memory_mb, device):
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((150, 512)).repeat(8, axis=0)
+    base = unit(centres + 2e-5 * rng.standard_normal(centres.shape))
+    queries = unit(rng.standard_normal((40, 512)) + 30 * base[::30])
+    exact = queries.astype(np.float64) @ base.T.astype(np.float64)
+    order = np.argsort(-exact, axis=1, kind="stable")[:, :12]
+    gaps = -np.diff(np.take_along_axis(exact, order, axis=1), axis=1)
+    assert ((gaps < 5e-7) & (gaps > 2e-9)).sum() > 40
+    found = nearest(queries, base, 12, memory_mb=memory_mb, device=device)
+    np.testing.assert_array_equal(found.index, order)
+    both = np.concatenate([queries, base])
+    found = nearest_among(both, 5, memory_mb=memory_mb, device=device)
+    exact = both.astype(np.float64) @ both.T.astype(np.float64)
+    np.testing.assert_array_equal(found.index, np.argsort(-exact, axis=1, kind="stable")[:, :5])
+
+
 def test_zero_and_minus_zero_are_tied():
     base = np.array([[-0.0], [0.0], [-0.0], [1.0], [0.0]], np.float32)
     queries = np.array([[1.0], [-1.0]], np.float32)

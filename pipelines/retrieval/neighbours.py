@@ -7,10 +7,11 @@ rows, and only half of the tiles are computed.
 
 The order is that of a stable sort: score down, equal scores by row number. To that end a score and
 its row number are compared as one integer (float32 bits in an order-keeping form, then the number
-counted from the end).
+counted from the end). Neighbours too close for float32 are put in order by float64, so that a list
+does not depend on how a processor or a tile's shape rounds a product.
 
 Shapes: Q queries, N base vectors, B rows and W columns of a tile, D embedding dimension, k
-neighbours, S scores above the bar, T rows with at least one of them.
+neighbours, S scores above the bar, T rows with at least one of them, R doubtful rows.
 """
 
 import warnings
@@ -29,6 +30,9 @@ BYTES_PER_SCORE = 32  # the score, its key, and what torch.topk copies, at the w
 LARGEST_SIDE = 16384
 GROUP = 16
 NARROW = 128
+SPARE = 4  # kept beyond the k asked for, as the last ones may change places
+CLOSE = 4e-6  # in products of unit vectors; float32 errs by up to 1.3e-6 (D from 64 to 4,096)
+SETTLED_AT_ONCE = 1 << 21  # numbers
 NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
 
 
@@ -68,11 +72,11 @@ def nearest(
     """
     _check(queries_QD, base_ND, k)
     tiles = _Tiles(queries_QD, base_ND, memory_mb, device)
-    best = _Best(len(queries_QD), min(k, len(base_ND)), tiles.device)
+    best = _Best(len(queries_QD), min(k + SPARE, len(base_ND)), tiles.device)
     for rows in tiles.bands(len(queries_QD)):
         for columns in tiles.bands(len(base_ND)):
             best.absorb(tiles.scores(rows, columns), rows, columns)
-    return best.result()
+    return _settled(best.result(), queries_QD, base_ND, k)
 
 
 def nearest_among(
@@ -85,7 +89,7 @@ def nearest_among(
     """`nearest` of a set in itself, each row included, in half the products; memory as there."""
     _check(vectors_ND, vectors_ND, k)
     tiles = _Tiles(vectors_ND, vectors_ND, memory_mb, device)
-    best = _Best(len(vectors_ND), min(k, len(vectors_ND)), tiles.device)
+    best = _Best(len(vectors_ND), min(k + SPARE, len(vectors_ND)), tiles.device)
     bands = tiles.bands(len(vectors_ND))
     for number, rows in enumerate(bands):
         for columns in bands[number:]:
@@ -93,7 +97,27 @@ def nearest_among(
             best.absorb(scores_BW, rows, columns)
             if rows != columns:
                 best.absorb(scores_BW.T, columns, rows)
-    return best.result()
+    return _settled(best.result(), vectors_ND, vectors_ND, k)
+
+
+def _settled(found: Neighbours, queries_QD: Vectors, base_ND: Vectors, k: int) -> Neighbours:
+    """The k best of `found`; rows with neighbours that float32 cannot tell apart, by float64."""
+    index_Qk, score_Qk = found.index, found.score
+    longest = np.sqrt(np.einsum("nd,nd->n", base_ND, base_ND).max())
+    close_Q = CLOSE * longest * np.sqrt(np.einsum("qd,qd->q", queries_QD, queries_QD))
+    steps_Qk = score_Qk[:, :-1] - score_Qk[:, 1:]
+    doubtful = np.flatnonzero((steps_Qk[:, :k] < close_Q[:, None]).any(axis=1))
+    height = max(1, SETTLED_AT_ONCE // (base_ND.shape[1] * index_Qk.shape[1]))
+    for start in range(0, len(doubtful), height):
+        rows = doubtful[start : start + height]
+        index_Rk = index_Qk[rows]
+        near_RkD = base_ND[index_Rk].astype(np.float64)
+        score_Rk = np.einsum("rd,rkd->rk", queries_QD[rows].astype(np.float64), near_RkD)
+        order_Rk = np.lexsort((index_Rk, -score_Rk), axis=1)
+        index_Qk[rows] = np.take_along_axis(index_Rk, order_Rk, axis=1)
+        score_Qk[rows] = np.take_along_axis(score_Rk, order_Rk, axis=1)
+    index_Qk, score_Qk = (np.ascontiguousarray(values[:, :k]) for values in (index_Qk, score_Qk))
+    return Neighbours(index=index_Qk, score=score_Qk, lowest=found.lowest)
 
 
 class _Best:

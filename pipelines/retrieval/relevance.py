@@ -95,7 +95,7 @@ def _by_rule(queries: pa.Table, gallery: pa.Table, rules: Protocol) -> _Sides:
     row_P = order_G[place_P]
     own_Q = np.full(count, -1, dtype=np.int64)
     if not rules.keeps_itself:
-        own_Q = _own_rows(queries["key"], gallery["key"])
+        own_Q = _positions(queries["key"], gallery["key"])
     out_P = row_P == own_Q[query_P]
     if rules.excludes_same_camera:
         out_P |= (camera_Q[query_P] >= 0) & (camera_G[row_P] == camera_Q[query_P])
@@ -119,7 +119,7 @@ def _listed(queries: pa.Table, gallery: pa.Table, lists: pa.Table) -> _Sides:
     count = len(queries)
     place = pc.index_in(queries["key"], value_set=lists["query"].combine_chunks())
     listed = lists.take(place)
-    own_Q = _own_rows(queries["key"], gallery["key"])
+    own_Q = _positions(queries["key"], gallery["key"])
     itself_Q = np.flatnonzero(own_Q >= 0)
     good = _pairs_of_lists(listed["good"], gallery["key"], count)
     junk = _pairs_of_lists(listed["junk"], gallery["key"], count)
@@ -152,10 +152,6 @@ def _of_queries(pairs: Pairs, used_Q: np.ndarray) -> Pairs:
     kept_P = used_Q[query_P]
     start = np.searchsorted(number_Q[query_P[kept_P]], np.arange(int(used_Q.sum()) + 1))
     return Pairs(start=start, row=pairs.row[kept_P])
-
-
-def _own_rows(queries: pa.ChunkedArray, gallery: pa.ChunkedArray) -> Rows:
-    return _positions(queries, gallery)
 
 
 def _positions(keys: pa.Array | pa.ChunkedArray, among: pa.ChunkedArray) -> Rows:
