@@ -116,8 +116,11 @@ def _settled(found: Neighbours, queries_QD: Vectors, base_ND: Vectors, k: int) -
         order_Rk = np.lexsort((index_Rk, -score_Rk), axis=1)
         index_Qk[rows] = np.take_along_axis(index_Rk, order_Rk, axis=1)
         score_Qk[rows] = np.take_along_axis(score_Rk, order_Rk, axis=1)
-    index_Qk, score_Qk = (np.ascontiguousarray(values[:, :k]) for values in (index_Qk, score_Qk))
-    return Neighbours(index=index_Qk, score=score_Qk, lowest=found.lowest)
+    return Neighbours(
+        index=np.ascontiguousarray(index_Qk[:, :k]),
+        score=np.ascontiguousarray(score_Qk[:, :k]),
+        lowest=found.lowest,
+    )
 
 
 class _Best:
