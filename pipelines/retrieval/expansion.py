@@ -18,7 +18,7 @@ BLOCK_ROWS = 32_768
 
 
 def expand_queries(queries_QD: Vectors, gallery: VectorSource, *, k: int, alpha: float) -> Vectors:
-    """[Q, D] unit vectors. Memory: two copies of the queries, 12 bytes a query and neighbour, and
+    """[Q, D] unit vectors. Memory: two copies of the queries, 28 bytes a query and neighbour, and
     a block of the gallery."""
     score_QK = np.empty((len(queries_QD), 0), dtype=np.float32)
     row_QK = np.empty((len(queries_QD), 0), dtype=np.int64)

@@ -8,7 +8,9 @@ rows, and only half of the tiles are computed.
 The order is that of a stable sort: score down, equal scores by row number. To that end a score and
 its row number are compared as one integer (float32 bits in an order-keeping form, then the number
 counted from the end). Neighbours too close for float32 are put in order by float64, so that a list
-does not depend on how a processor or a tile's shape rounds a product.
+does not hang on how a processor or a tile's shape rounds a product. That holds as far as they are
+among the k + `SPARE` best: of a larger group of near-copies at the end of a list float32 decides
+which are in it.
 
 Shapes: Q queries, N base vectors, B rows and W columns of a tile, D embedding dimension, k
 neighbours, S scores above the bar, T rows with at least one of them, R doubtful rows.
@@ -31,8 +33,8 @@ LARGEST_SIDE = 16384
 GROUP = 16
 NARROW = 128
 SPARE = 4  # kept beyond the k asked for, as the last ones may change places
-CLOSE = 4e-6  # in products of unit vectors; float32 errs by up to 1.3e-6 (D from 64 to 4,096)
-SETTLED_AT_ONCE = 1 << 21  # numbers
+CLOSE = 4e-6  # in products of unit vectors; those of random ones erred by 1.3e-6 at most
+SETTLED_AT_ONCE = 1 << 21  # values of the neighbours' vectors
 NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
 
 
@@ -65,7 +67,8 @@ def nearest(
         memory_mb: limit of the working memory, which sets the side of a tile (16 at least).
         device: where the products are computed; another device than the CPU holds both sets.
 
-    Memory: the limit, and 12 bytes a neighbour.
+    Memory: the limit, the vectors of two bands, 24 MiB or one row's k + `SPARE` neighbours in
+    float64, and 28 bytes for each of all rows' k + `SPARE`.
 
     Raises:
         ValueError: no base rows, two dimensions, or k below 1.
@@ -101,7 +104,8 @@ def nearest_among(
 
 
 def _settled(found: Neighbours, queries_QD: Vectors, base_ND: Vectors, k: int) -> Neighbours:
-    """The k best of `found`; rows with neighbours that float32 cannot tell apart, by float64."""
+    """The k best of `found`, which has `SPARE` more and is changed; rows with neighbours that
+    float32 cannot tell apart get order and scores of float64."""
     index_Qk, score_Qk = found.index, found.score
     longest = np.sqrt(np.einsum("nd,nd->n", base_ND, base_ND).max())
     close_Q = CLOSE * longest * np.sqrt(np.einsum("qd,qd->q", queries_QD, queries_QD))
@@ -179,7 +183,7 @@ class _Best:
 
 
 class _Tiles:
-    """Tiles of the product of two sets, all in one buffer."""
+    """Tiles of the product of two sets."""
 
     def __init__(
         self, left: Vectors, right: Vectors, memory_mb: int, device: str | torch.device
@@ -195,13 +199,13 @@ class _Tiles:
         self._buffer = torch.empty(shape, device=self.device).flatten()
 
     def bands(self, length: int) -> list[slice]:
-        """Bands of nearly one length: the product of a narrow one may be rounded otherwise."""
+        """Bands of one length but the last, which may be shorter."""
         count = max(1, -(-length // self.side))
         width = max(1, -(-length // (count * GROUP))) * GROUP
         return [slice(start, min(start + width, length)) for start in range(0, length, width)]
 
     def scores(self, rows: slice, columns: slice) -> Tensor:
-        """[B, W] inner products; overwritten by the next call."""
+        """[B, W] inner products; the next call may overwrite them."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         out_BW = self._buffer[: shape[0] * shape[1]].view(shape)
         left_BD, right_WD = self._left[rows], self._right[columns]
