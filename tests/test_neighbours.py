@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.retrieval.neighbours import nearest, nearest_among
+from pipelines.retrieval.neighbours import GROUP, _Tiles, nearest, nearest_among
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -88,6 +88,17 @@ def test_neighbours_too_close_for_float32_come_in_the_order_of_float64(memory_mb
     found = nearest_among(both, 5, memory_mb=memory_mb, device=device)
     exact = both.astype(np.float64) @ both.T.astype(np.float64)
     np.testing.assert_array_equal(found.index, np.argsort(-exact, axis=1, kind="stable")[:, :5])
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 1440, 1441, 2881, 100_000, 128_170])
+def test_bands_are_of_nearly_one_length(length):
+    vectors = np.zeros((length, 1), np.float32)
+    tiles = _Tiles(vectors, vectors, 64, "cpu")
+    bands = tiles.bands(length)
+    assert [i for band in bands for i in range(band.start, band.stop)] == list(range(length))
+    lengths = [band.stop - band.start for band in bands]
+    assert max(lengths) <= tiles.side
+    assert max(lengths) - min(lengths) <= 2 * GROUP
 
 
 def test_zero_and_minus_zero_are_tied():

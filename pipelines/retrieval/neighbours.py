@@ -18,6 +18,7 @@ neighbours, S scores above the bar, T rows with at least one of them, R doubtful
 
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ GROUP = 16
 NARROW = 128
 SPARE = 4  # kept beyond the k asked for, as the last ones may change places
 CLOSE = 4e-6  # in products of unit vectors; those of random ones erred by 1.3e-6 at most
-SETTLED_AT_ONCE = 1 << 21  # values of the neighbours' vectors
+SETTLED_AT_ONCE = 1 << 17  # values of the neighbours' vectors, in float64
 NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
 
 
@@ -67,8 +68,8 @@ def nearest(
         memory_mb: limit of the working memory, which sets the side of a tile (16 at least).
         device: where the products are computed; another device than the CPU holds both sets.
 
-    Memory: the limit, the vectors of two bands, 24 MiB or one row's k + `SPARE` neighbours in
-    float64, and 28 bytes for each of all rows' k + `SPARE`.
+    Memory: the limit, the vectors of two bands, one row's k + `SPARE` neighbours in float64, and 28
+    bytes for each of all rows' k + `SPARE`.
 
     Raises:
         ValueError: no base rows, two dimensions, or k below 1.
@@ -107,11 +108,11 @@ def _settled(found: Neighbours, queries_QD: Vectors, base_ND: Vectors, k: int) -
     """The k best of `found`, which has `SPARE` more and is changed; rows with neighbours that
     float32 cannot tell apart get order and scores of float64."""
     index_Qk, score_Qk = found.index, found.score
-    longest = np.sqrt(np.einsum("nd,nd->n", base_ND, base_ND).max())
-    close_Q = CLOSE * longest * np.sqrt(np.einsum("qd,qd->q", queries_QD, queries_QD))
+    largest_norm = np.sqrt(np.einsum("nd,nd->n", base_ND, base_ND).max())
+    margin_Q = CLOSE * largest_norm * np.sqrt(np.einsum("qd,qd->q", queries_QD, queries_QD))
     steps_Qk = score_Qk[:, :-1] - score_Qk[:, 1:]
-    doubtful = np.flatnonzero((steps_Qk[:, :k] < close_Q[:, None]).any(axis=1))
-    height = max(1, SETTLED_AT_ONCE // (base_ND.shape[1] * index_Qk.shape[1]))
+    doubtful = np.flatnonzero((steps_Qk[:, :k] < margin_Q[:, None]).any(axis=1))
+    height = max(1, SETTLED_AT_ONCE // max(1, base_ND.shape[1] * index_Qk.shape[1]))
     for start in range(0, len(doubtful), height):
         rows = doubtful[start : start + height]
         index_Rk = index_Qk[rows]
@@ -195,23 +196,19 @@ class _Tiles:
         self._right = self._left if left is right else _tensor(right).to(self.device)
         # torch.mm takes MKL, which AMD processors run at 0.7 x the speed of oneDNN
         self._onednn = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        shape = (min(self.side, len(left)), min(self.side, len(right)))
-        self._buffer = torch.empty(shape, device=self.device).flatten()
 
     def bands(self, length: int) -> list[slice]:
-        """Bands of one length but the last, which may be shorter."""
-        count = max(1, -(-length // self.side))
-        width = max(1, -(-length // (count * GROUP))) * GROUP
-        return [slice(start, min(start + width, length)) for start in range(0, length, width)]
+        """Bands of nearly one length: the product of a narrow one may be rounded otherwise."""
+        count, groups = max(1, -(-length // self.side)), -(-length // GROUP)
+        edges = [min(groups * band // count * GROUP, length) for band in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(edges)]
 
     def scores(self, rows: slice, columns: slice) -> Tensor:
-        """[B, W] inner products; the next call may overwrite them."""
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        out_BW = self._buffer[: shape[0] * shape[1]].view(shape)
+        """[B, W] inner products."""
         left_BD, right_WD = self._left[rows], self._right[columns]
         if self._onednn:
             return functional.linear(left_BD.to_mkldnn(), right_WD.to_mkldnn()).to_dense()
-        return torch.mm(left_BD, right_WD.T, out=out_BW)
+        return torch.mm(left_BD, right_WD.T)
 
 
 def _tensor(vectors: Vectors) -> Tensor:
