@@ -1,6 +1,6 @@
 """Time and memory of the evaluation and of re-ranking, beside the least that they could take.
 
-    python -m benchmarks.evaluation msmt17 market500k rerank_market rerank_msmt17 growth
+    python -m benchmarks.evaluation msmt17 market500k rerank_market rerank_msmt17 near_copies growth
 
 Everything runs in one process on random unit vectors with planted identities. An evaluation, with
 all its figures, is compared with the bare banded product of the same queries and gallery; a
@@ -52,6 +52,7 @@ SIZES = {
         queries=11_659, gallery=82_161, dim=512, identities=3060, cameras=15, noise=1.8
     ),
 }
+COPIES = (5, 50, 500, 19_281)
 GROWTH = (10_000, 20_000, 40_000, 80_000)
 WIDTH = 32_768
 LEAST = 0.01
@@ -151,6 +152,21 @@ def against_dense(rounds: int) -> Record:
     }
 
 
+def near_copies(rounds: int) -> Record:
+    """The search for neighbours at Market-1501's size where images are all but copies, in groups,
+    beside that of random vectors: float64 has to decide all of their order."""
+    vectors_ND = SIZES["rerank_market"].embeddings().vectors
+    rows = len(vectors_ND)
+    found: Record = {}
+    for group in COPIES:
+        copies = Planted(
+            queries=0, gallery=rows, dim=512, identities=rows // group, cameras=1, noise=1e-5
+        )
+        among = partial(nearest_among, copies.embeddings().vectors, 21)
+        found[str(group)] = _compare(partial(nearest_among, vectors_ND, 21), among, rounds)
+    return found
+
+
 def growth() -> Record:
     """Time and memory over four sizes, with the exponent of N fitted to them."""
     rows = []
@@ -214,6 +230,7 @@ WORK: dict[str, Callable[[int], Record]] = {
     "market500k_unheld": lambda rounds: on_disk("market500k", rounds, 0),
     "rerank_market": against_dense,
     "rerank_msmt17": lambda rounds: reranking("rerank_msmt17", rounds),
+    "near_copies": near_copies,
     "growth": lambda _: growth(),
 }
 

@@ -16,7 +16,6 @@ import numpy as np
 import ray
 
 from pipelines.ray_session import ray_session
-from pipelines.retrieval.exact_scores import ExactScores
 from pipelines.retrieval.ranking import (
     DEFAULT_MEMORY_MB,
     Ranking,
@@ -25,6 +24,7 @@ from pipelines.retrieval.ranking import (
     count_ranks,
     score_pairs,
 )
+from pipelines.retrieval.rounding import ExactScores
 from pipelines.retrieval.scores import Histogram
 from pipelines.retrieval.vectors import HeldVectors, VectorSource
 

@@ -16,7 +16,7 @@ import pytest
 import pipelines.gallery as gallery
 from pipelines.errors import UserError
 from pipelines.gallery import Gallery, build_gallery, build_shard, verify_gallery
-from pipelines.gallery.exact import rounding_bound, search_exact
+from pipelines.gallery.exact import search_exact
 from pipelines.gallery.shard import Shard
 from tests.embedding_files import embedding_table, sign_vectors
 
@@ -118,14 +118,6 @@ def test_more_equal_vectors_than_are_proposed_are_all_looked_at(tmp_path, monkey
     hits = gallery.open(tmp_path / "g").search(vectors[-1:], 5)[0]
     assert [hit.id for hit in hits] == [100, 101, 102, 103, 104]
     assert len(asked) == 3
-
-
-def test_the_rounding_bound_holds_and_is_used():
-    rng = np.random.default_rng(6)
-    x = rng.standard_normal((2000, 768)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    exact = x[:200].astype(np.float64) @ x.astype(np.float64).T
-    assert np.abs(exact - x[:200] @ x.T).max() < rounding_bound(768) < 1e-4
 
 
 def test_hits_carry_their_rows(built, table):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.retrieval.neighbours import GROUP, _Tiles, nearest, nearest_among
+from pipelines.retrieval.neighbours import GROUP, SPARE, _Tiles, nearest, nearest_among
+from pipelines.retrieval.rounding import SAME, rounding_bound
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -101,6 +102,60 @@ def test_bands_are_of_nearly_one_length(length):
     assert max(lengths) - min(lengths) <= 2 * GROUP
 
 
+def agree_in_float64(found, queries, base):
+    """By (score down, row up); scores within `SAME` in any order, copies by row all the same."""
+    scores = np.stack([(queries.astype(np.float64) * row).sum(axis=1) for row in base], axis=1)
+    chosen = np.take_along_axis(scores, found.index, axis=1)
+    steps = np.diff(chosen, axis=1)
+    assert (steps <= SAME).all()
+    assert (np.diff(found.index, axis=1)[steps == 0] > 0).all()
+    last = chosen[:, -1:]
+    assert ((scores > last + SAME).sum(axis=1) == (chosen > last + SAME).sum(axis=1)).all()
+    left_out = scores == last
+    np.put_along_axis(left_out, found.index, False, axis=1)
+    tied, row = left_out.nonzero()
+    assert (row > found.index[tied, -1]).all()
+    assert np.abs(found.score - chosen).max() <= rounding_bound(base.shape[1])
+
+
+@pytest.mark.parametrize("memory_mb", [0, 1, 64])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 2e-5])
+@pytest.mark.parametrize("copies", [SPARE - 2, 100, 700])
+def test_a_group_of_near_copies_may_be_larger_than_what_is_proposed(copies, noise, memory_mb):
+    rng = np.random.default_rng(copies)
+    centres = rng.standard_normal((700 // copies + 1, 256)).repeat(copies, axis=0)
+    base = unit(centres + noise * rng.standard_normal(centres.shape))
+    base = base[rng.permutation(len(base))]
+    queries = unit(base[:50] + 0.3 * rng.standard_normal((50, 256)) / 16)
+    found = nearest(queries, base, 5, memory_mb=memory_mb)
+    agree_in_float64(found, queries, base)
+    agree_in_float64(nearest_among(base, 5, memory_mb=memory_mb), base, base)
+
+
+@pytest.mark.parametrize("dim", [1000, 3000])
+def test_products_that_err_all_the_same_way_are_ordered_right(dim):
+    """Sums of equal terms: the error of float32 grows with D, not with its root."""
+    rng = np.random.default_rng(dim)
+    base = unit(1 + 1e-3 * rng.random((300, dim)) * rng.random((300, 1)))
+    agree_in_float64(nearest_among(base, 12), base, base)
+
+
+def test_all_vectors_alike():
+    base = np.full((2500, 96), 96**-0.5, np.float32)
+    assert (nearest_among(base, 7).index == np.arange(7)).all()
+    assert (nearest(0 * base[:3], base, 7).index == np.arange(7)).all()
+
+
+def test_long_and_short_vectors_are_ordered_as_unit_vectors_are():
+    rng = np.random.default_rng(3)
+    base = unit(rng.standard_normal((40, 64)).repeat(20, axis=0))
+    base = unit(base + 1e-6 * rng.standard_normal(base.shape))
+    expected = nearest(base, base, 5).index
+    for factor in (2.0**-20, 2.0**20):
+        found = nearest(base, np.float32(factor) * base, 5)
+        np.testing.assert_array_equal(found.index, expected)
+
+
 def test_zero_and_minus_zero_are_tied():
     base = np.array([[-0.0], [0.0], [-0.0], [1.0], [0.0]], np.float32)
     queries = np.array([[1.0], [-1.0]], np.float32)
@@ -127,3 +182,6 @@ def test_what_cannot_be_searched_is_refused():
         nearest(base, base[:0], 1)
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 2\)"):
         nearest(base, base[:, :2], 1)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            nearest(base, np.where(np.eye(3, 4) == 0, base, np.float32(bad)), 1)

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from pipelines.retrieval import EmbeddingSet, Rerank, Settings, settings_of
-from pipelines.retrieval.exact_scores import SAME, exact_near, exact_pairs
+from pipelines.retrieval.exact_scores import exact_near, exact_pairs
 from pipelines.retrieval.metrics import SortedRanks
 from pipelines.retrieval.pairs import Pairs, expand
 from pipelines.retrieval.ranked_lists import top_rows
 from pipelines.retrieval.ranking import Ranking, Task, count_ranks, rank_all, score_pairs
+from pipelines.retrieval.rounding import SAME
 from pipelines.retrieval.scorers import Cosine
 from pipelines.retrieval.tile_counts import NEAR
 from pipelines.retrieval.vectors import HeldVectors

@@ -3,9 +3,8 @@
 Float32 sums depend on how a matrix product is cut, so a score from the index differs in its last
 bits between one shard and four, and between one query and many. Therefore the index only proposes:
 its K + 16 best are scored again in float64 and ordered by (score down, id up). A vector that was
-not proposed scores at most the last proposal plus the rounding bound of a float32 inner product,
-D u / (1 - D u) with u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", section
-3.1); where that could still reach the K best, everything above the bound is fetched and scored.
+not proposed scores at most the last proposal plus the rounding bound of a float32 inner product;
+where that could still reach the K best, everything above the bound is fetched and scored.
 
 Shapes: Q queries, K hits, C candidates of a query, S shards, D embedding dimension.
 """
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.gallery.shard import Positions, Shard, Vectors
+from pipelines.retrieval.rounding import rounding_bound
 
 SPARE = 16
 WORK_BYTES = 64 << 20
@@ -48,12 +48,6 @@ def search_exact(shards: Sequence[Shard], queries_QD: Vectors, top_k: int) -> li
     for start in range(0, len(queries_QD), block):
         found += _search_block(shards, queries_QD[start : start + block], top_k)
     return found
-
-
-def rounding_bound(dim: int) -> float:
-    """Largest error of a float32 inner product of two unit vectors, with room for its rounding."""
-    unit = dim * 2.0**-24
-    return unit / (1 - unit) + 2.0**-22
 
 
 def _search_block(shards: Sequence[Shard], queries_QD: Vectors, top_k: int) -> list[Found]:

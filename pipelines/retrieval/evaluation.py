@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.retrieval.description import as_protocol
-from pipelines.retrieval.exact_scores import ExactScores
 from pipelines.retrieval.features import Embeddings
 from pipelines.retrieval.figures import (
     averages,
@@ -29,6 +28,7 @@ from pipelines.retrieval.open_set import suggest_threshold, true_rates
 from pipelines.retrieval.protocol import find_protocol
 from pipelines.retrieval.ranked_lists import RankedQuery, ranked_lists
 from pipelines.retrieval.ranking import Ranking, Task, rank_all
+from pipelines.retrieval.rounding import ExactScores
 from pipelines.retrieval.setting import Setting, settings_of
 from pipelines.retrieval.settings import Provenance, Settings
 

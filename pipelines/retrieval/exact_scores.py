@@ -1,22 +1,15 @@
 """Scores in float64, of the few pairs that float32 cannot tell apart, or of a crowd of them.
 
-Two ways to add up differ by some 1e-15 in float64, so scores are taken as equal within `SAME`:
-vectors that are copies have equal scores wherever and however they are computed.
-
 Shapes: B queries and W gallery rows of a tile, D embedding dimension, N single pairs.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.retrieval.pairs import Rows
+from pipelines.retrieval.rounding import ExactScores
 from pipelines.retrieval.scorers import Scorer
 from pipelines.retrieval.vectors import Vectors
 
-ExactScores = npt.NDArray[np.float64]
-
-SAME = 2.0**-44
-"""Twice the largest difference seen: 2e-14, where all products are alike."""
 BYTES_AT_ONCE = 16 << 20
 CROWD = 16
 """Where more than one pair in so many is asked for, a whole product costs less than single ones."""

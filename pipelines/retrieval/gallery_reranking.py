@@ -23,9 +23,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.retrieval.neighbours import Neighbours, Vectors
+from pipelines.retrieval.neighbours import Neighbours
 from pipelines.retrieval.reciprocal import distance, encode, pair_scores_of
 from pipelines.retrieval.reranking import K1, K2, WEIGHT, check_settings, similarities
+from pipelines.retrieval.vectors import Vectors
 
 Ids = npt.NDArray[np.int64]
 Search = Callable[[Vectors, int], tuple[Ids, Vectors]]

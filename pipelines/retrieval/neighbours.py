@@ -7,35 +7,30 @@ rows, and only half of the tiles are computed.
 
 The order is that of a stable sort: score down, equal scores by row number. To that end a score and
 its row number are compared as one integer (float32 bits in an order-keeping form, then the number
-counted from the end). Neighbours too close for float32 are put in order by float64, so that a list
-does not hang on how a processor or a tile's shape rounds a product. That holds as far as they are
-among the k + `SPARE` best: of a larger group of near-copies at the end of a list float32 decides
-which are in it.
+counted from the end). Neighbours too close for float32 are put in order by float64
+(`pipelines.retrieval.settling`).
 
 Shapes: Q queries, N base vectors, B rows and W columns of a tile, D embedding dimension, k
-neighbours, S scores above the bar, T rows with at least one of them, R doubtful rows.
+neighbours, S scores above the bar, T rows with at least one of them.
 """
 
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Vectors = npt.NDArray[np.float32]
+from pipelines.retrieval.settling import Indices, settle
+from pipelines.retrieval.vectors import Vectors
 
 DEFAULT_MEMORY_MB = 64
 BYTES_PER_SCORE = 32  # the score, its key, and what torch.topk copies, at the worst moment
 LARGEST_SIDE = 16384
 GROUP = 16
 NARROW = 128
-SPARE = 4  # kept beyond the k asked for, as the last ones may change places
-CLOSE = 4e-6  # in products of unit vectors; those of random ones erred by 1.3e-6 at most
-SETTLED_AT_ONCE = 1 << 17  # values of the neighbours' vectors, in float64
+SPARE = 8  # kept beyond the k asked for, as the last ones may change places
 NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
 
 
@@ -43,10 +38,10 @@ NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every sc
 class Neighbours:
     """The nearest base rows of each query row, best first; 8 bytes a neighbour."""
 
-    index: npt.NDArray[np.int32]
+    index: Indices
     """[Q, k] base rows."""
     score: Vectors
-    """[Q, k] inner products."""
+    """[Q, k] inner products: of float64 where they decide, elsewhere of float32."""
     lowest: Vectors
     """[Q] the smallest inner product with any base row: that of the farthest one."""
 
@@ -68,11 +63,11 @@ def nearest(
         memory_mb: limit of the working memory, which sets the side of a tile (16 at least).
         device: where the products are computed; another device than the CPU holds both sets.
 
-    Memory: the limit, the vectors of two bands, one row's k + `SPARE` neighbours in float64, and 28
-    bytes for each of all rows' k + `SPARE`.
+    Memory: the limit, the vectors of two bands, 28 bytes for each of all rows' k + `SPARE`, and
+    what `settle` takes.
 
     Raises:
-        ValueError: no base rows, two dimensions, or k below 1.
+        ValueError: no base rows, two dimensions, k below 1, NaN or infinity.
     """
     _check(queries_QD, base_ND, k)
     tiles = _Tiles(queries_QD, base_ND, memory_mb, device)
@@ -80,7 +75,7 @@ def nearest(
     for rows in tiles.bands(len(queries_QD)):
         for columns in tiles.bands(len(base_ND)):
             best.absorb(tiles.scores(rows, columns), rows, columns)
-    return _settled(best.result(), queries_QD, base_ND, k)
+    return best.settled(queries_QD, base_ND, k)
 
 
 def nearest_among(
@@ -101,31 +96,7 @@ def nearest_among(
             best.absorb(scores_BW, rows, columns)
             if rows != columns:
                 best.absorb(scores_BW.T, columns, rows)
-    return _settled(best.result(), vectors_ND, vectors_ND, k)
-
-
-def _settled(found: Neighbours, queries_QD: Vectors, base_ND: Vectors, k: int) -> Neighbours:
-    """The k best of `found`, which has `SPARE` more and is changed; rows with neighbours that
-    float32 cannot tell apart get order and scores of float64."""
-    index_Qk, score_Qk = found.index, found.score
-    largest_norm = np.sqrt(np.einsum("nd,nd->n", base_ND, base_ND).max())
-    margin_Q = CLOSE * largest_norm * np.sqrt(np.einsum("qd,qd->q", queries_QD, queries_QD))
-    steps_Qk = score_Qk[:, :-1] - score_Qk[:, 1:]
-    doubtful = np.flatnonzero((steps_Qk[:, :k] < margin_Q[:, None]).any(axis=1))
-    height = max(1, SETTLED_AT_ONCE // max(1, base_ND.shape[1] * index_Qk.shape[1]))
-    for start in range(0, len(doubtful), height):
-        rows = doubtful[start : start + height]
-        index_Rk = index_Qk[rows]
-        near_RkD = base_ND[index_Rk].astype(np.float64)
-        score_Rk = np.einsum("rd,rkd->rk", queries_QD[rows].astype(np.float64), near_RkD)
-        order_Rk = np.lexsort((index_Rk, -score_Rk), axis=1)
-        index_Qk[rows] = np.take_along_axis(index_Rk, order_Rk, axis=1)
-        score_Qk[rows] = np.take_along_axis(score_Rk, order_Rk, axis=1)
-    return Neighbours(
-        index=np.ascontiguousarray(index_Qk[:, :k]),
-        score=np.ascontiguousarray(score_Qk[:, :k]),
-        lowest=found.lowest,
-    )
+    return best.settled(vectors_ND, vectors_ND, k)
 
 
 class _Best:
@@ -169,13 +140,12 @@ class _Best:
         keys[group_S, place_S] = keys_S
         self._keep(row_T, keys)
 
-    def result(self) -> Neighbours:
-        index_Qk = 0xFFFFFFFF - (self.keys_Qk & 0xFFFFFFFF)
-        return Neighbours(
-            index=index_Qk.to(torch.int32).cpu().numpy(),
-            score=_scores(self.keys_Qk).cpu().numpy(),
-            lowest=self.lowest_Q.cpu().numpy(),
-        )
+    def settled(self, queries_QD: Vectors, base_ND: Vectors, k: int) -> Neighbours:
+        """The first k of the lists, put in the order of float64."""
+        index_Qk = (0xFFFFFFFF - (self.keys_Qk & 0xFFFFFFFF)).to(torch.int32).cpu().numpy()
+        score_Qk = _scores(self.keys_Qk).cpu().numpy()
+        index, score = settle(index_Qk, score_Qk, queries_QD, base_ND, k)
+        return Neighbours(index=index, score=score, lowest=self.lowest_Q.cpu().numpy())
 
     def _keep(self, row_T: Tensor, keys: Tensor) -> None:
         best_Tk = keys.topk(self.k, dim=1).values

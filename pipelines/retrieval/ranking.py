@@ -19,8 +19,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from pipelines.retrieval.exact_scores import ExactScores, exact_near, exact_pairs
+from pipelines.retrieval.exact_scores import exact_near, exact_pairs
 from pipelines.retrieval.pairs import Pairs, Rows
+from pipelines.retrieval.rounding import ExactScores
 from pipelines.retrieval.scorers import Scorer
 from pipelines.retrieval.scores import Histogram, floor_of_sample
 from pipelines.retrieval.tile_counts import NEAR, RightAnswers, TileCounts, count_before

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from pipelines.retrieval.neighbours import Neighbours, Vectors
+from pipelines.retrieval.neighbours import Neighbours
+from pipelines.retrieval.vectors import Vectors
 
 Rows = npt.NDArray[np.int64]
 Csr = Any

@@ -22,8 +22,9 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from pipelines.retrieval.neighbours import DEFAULT_MEMORY_MB, Vectors, nearest_among
+from pipelines.retrieval.neighbours import DEFAULT_MEMORY_MB, nearest_among
 from pipelines.retrieval.reciprocal import Csr, encode, pair_scores_of
+from pipelines.retrieval.vectors import Vectors
 
 K1, K2, WEIGHT = 20, 6, 0.3
 BYTES_PER_PRODUCT = 40

@@ -9,14 +9,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from pipelines.retrieval.pairs import Rows
 from pipelines.retrieval.reranking import Reranked
+from pipelines.retrieval.rounding import ExactScores
 from pipelines.retrieval.vectors import Vectors
-
-ExactScores = npt.NDArray[np.float64]
 
 CPU = "cpu"
 

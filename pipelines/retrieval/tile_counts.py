@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.retrieval.exact_scores import SAME, ExactScores
 from pipelines.retrieval.pairs import Rows
+from pipelines.retrieval.rounding import SAME, ExactScores
 
 Scores = npt.NDArray[np.float32]
 Exact = Callable[[Rows, Rows], ExactScores]
