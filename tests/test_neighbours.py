@@ -183,5 +183,5 @@ def test_what_cannot_be_searched_is_refused():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 2\)"):
         nearest(base, base[:, :2], 1)
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="NaN or infinity"):
+        with pytest.raises(ValueError, match="NaN, infinity"):
             nearest(base, np.where(np.eye(3, 4) == 0, base, np.float32(bad)), 1)

@@ -45,8 +45,8 @@ def exact_products(left_LD: Vectors, left_P: Rows, right_RD: Vectors, right_P: R
 
 
 def exact_order(group_P: Rows, score_P: ExactScores, row_P: Rows, same_P: ExactScores) -> Rows:
-    """[P] the pairs by (group up, score down, row up); scores whose step is at most `same` are
-    equal, also where several such steps follow each other."""
+    """[P] the pairs by (group up, score down, row up). Scores that lie at most the lower one's
+    `same` below the next higher of their group are equal to it, and so on down."""
     order_P = np.lexsort((-score_P, group_P))
     score_P, group_P = score_P[order_P], group_P[order_P]
     lower = score_P[:-1] - score_P[1:] > same_P[order_P[1:]]
