@@ -28,8 +28,9 @@ from pipelines.retrieval.vectors import Vectors
 DEFAULT_MEMORY_MB = 64
 BYTES_PER_SCORE = 32  # the score, its key, and what torch.topk copies, at the worst moment
 LARGEST_SIDE = 16384
-GROUP = 16
+GROUP = 8  # columns looked at together
 NARROW = 128
+FEW, MANY = 1 / 16, 1 / 4  # of a tile
 SPARE = 8  # kept beyond the k asked for, as the last ones may change places
 NOTHING = -0x7F800001 << 32  # the key of minus infinity: below that of every score
 
@@ -111,30 +112,27 @@ class _Best:
     def absorb(self, scores_BW: Tensor, rows: slice, columns: slice) -> None:
         lowest_B = self.lowest_Q[rows]
         torch.minimum(lowest_B, scores_BW.amin(dim=1), out=lowest_B)
-        self._absorb(scores_BW, rows, columns.start)
+        narrow = scores_BW.shape[1] <= NARROW
+        above = None if narrow else _above(scores_BW, self.bar_Q[rows], self.k)
+        if above is None:
+            self._absorb_all(scores_BW, rows, columns)
+        elif len(above[0]):
+            self._absorb_some(scores_BW, *above, rows.start, columns.start)
 
-    def _absorb(self, scores_BW: Tensor, rows: slice, start: int) -> None:
-        width = scores_BW.shape[1]
-        if width <= NARROW:
-            number_W = torch.arange(start, start + width, device=scores_BW.device)
-            keys = torch.cat([self.keys_Qk[rows], _keys(scores_BW, number_W)], dim=1)
-            self._keep(torch.arange(rows.start, rows.stop, device=keys.device), keys)
-            return
-        above = _above(scores_BW, self.bar_Q[rows])
-        if above is None:  # the left half will raise the bars
-            half = width // (2 * GROUP) * GROUP
-            self._absorb(scores_BW[:, :half], rows, start)
-            self._absorb(scores_BW[:, half:], rows, start + half)
-            return
-        row_S, column_S = above
-        if not len(row_S):
-            return
+    def _absorb_all(self, scores_BW: Tensor, rows: slice, columns: slice) -> None:
+        number_W = torch.arange(columns.start, columns.stop, device=scores_BW.device)
+        keys = torch.cat([self.keys_Qk[rows], _keys(scores_BW, number_W)], dim=1)
+        self._keep(torch.arange(rows.start, rows.stop, device=keys.device), keys)
+
+    def _absorb_some(
+        self, scores_BW: Tensor, row_S: Tensor, column_S: Tensor, first: int, start: int
+    ) -> None:
         keys_S = _keys(scores_BW[row_S, column_S], column_S + start)
         row_T, count_T = torch.unique_consecutive(row_S, return_counts=True)
         first_T = count_T.cumsum(0) - count_T
         group_S = torch.repeat_interleave(count_T)
         place_S = torch.arange(len(row_S), device=keys_S.device) - first_T[group_S] + self.k
-        row_T = row_T + rows.start
+        row_T = row_T + first
         keys = keys_S.new_full((len(row_T), self.k + int(count_T.max())), NOTHING)
         keys[:, : self.k] = self.keys_Qk[row_T]
         keys[group_S, place_S] = keys_S
@@ -187,24 +185,30 @@ def _tensor(vectors: Vectors) -> Tensor:
         return torch.from_numpy(vectors)
 
 
-def _above(scores_BW: Tensor, bar_B: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Rows (ascending) and columns of the scores above their row's bar; None where they are many.
+def _above(scores_BW: Tensor, bar_B: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Rows (ascending) and columns of the scores above their row's bar, at least the row's k best
+    of all; None where they are many.
 
-    Looks at the largest of 16 columns first: of a tile's two passes the second is short.
+    Looks at the largest of some columns first: of a tile's two passes the second is short.
     """
     width = scores_BW.shape[1]
     parts = scores_BW.chunk(GROUP if width % GROUP == 0 else 1, dim=1)
-    largest = parts[0] if len(parts) == 1 else torch.maximum(parts[0], parts[1])
+    largest_BG = parts[0] if len(parts) == 1 else torch.maximum(parts[0], parts[1])
     for part in parts[2:]:
-        torch.maximum(largest, part, out=largest)
-    row_S, group_S = (largest > bar_B[:, None]).nonzero(as_tuple=True)
-    if len(row_S) * len(parts) * 4 > scores_BW.numel():
-        return None
-    step = width // len(parts)
-    members = torch.arange(len(parts), device=scores_BW.device) * step
-    column = group_S[:, None] + members
-    keep = scores_BW[row_S[:, None], column] > bar_B[row_S, None]
-    return row_S[:, None].expand_as(column)[keep], column[keep]
+        torch.maximum(largest_BG, part, out=largest_BG)
+    row_S, group_S = (largest_BG > bar_B[:, None]).nonzero(as_tuple=True)
+    groups = largest_BG.shape[1]
+    share = len(row_S) / max(1, largest_BG.numel())
+    if share < FEW:
+        column = group_S[:, None] + torch.arange(0, width, groups, device=scores_BW.device)
+        keep = scores_BW[row_S[:, None], column] > bar_B[row_S, None]
+        return row_S[:, None].expand_as(column)[keep], column[keep]
+    if share > MANY and k * GROUP <= width:
+        # k groups have a score that is at least the k-th largest of all groups
+        best_B = largest_BG.topk(k, dim=1).values[:, -1]
+        bar_B = torch.maximum(bar_B, best_B - best_B.abs() * 2.0**-20 - 2.0**-100)
+    row_S, column_S = (scores_BW > bar_B[:, None]).nonzero(as_tuple=True)
+    return None if len(row_S) > MANY * scores_BW.numel() else (row_S, column_S)
 
 
 def _keys(scores: Tensor, columns: Tensor) -> Tensor:
