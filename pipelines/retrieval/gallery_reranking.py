@@ -171,7 +171,7 @@ def _rerank_one(
     around.add(around.first(likes, round(k1 / 2) + 1))
 
     lists = around.lists(encoded_ids)
-    pair_scores = pair_scores_of(around.vectors_LD, memory_mb=WORK_MB)
+    pair_scores = pair_scores_of(around.vectors_LD)
     encoded = encode(lists, pair_scores, k1=k1, k2=k2, memory_mb=WORK_MB)
     places, query = around.numbers(ids), int(around.numbers(np.array([QUERY]))[0])
     _, columns, jaccard = similarities(

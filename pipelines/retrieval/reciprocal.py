@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pipelines.retrieval.neighbours import Neighbours
+from pipelines.retrieval.rounding import VALUES_AT_ONCE
 from pipelines.retrieval.vectors import Vectors
 
 Rows = npt.NDArray[np.int64]
@@ -121,9 +122,9 @@ def _expand(lists: Neighbours, encoded: Csr, k2: int, band: int) -> Csr:
     return sparse.vstack(parts, format="csr")
 
 
-def pair_scores_of(vectors_ND: Vectors, *, memory_mb: int) -> PairScores:
-    """Cosines of pairs of rows, in bands of pairs."""
-    band = max(1, (memory_mb << 20) // (12 * vectors_ND.shape[1]))
+def pair_scores_of(vectors_ND: Vectors) -> PairScores:
+    """Cosines of pairs of rows, a few pairs at once."""
+    band = max(1, VALUES_AT_ONCE // vectors_ND.shape[1])
 
     def score(left_P: Rows, right_P: Rows) -> Vectors:
         scores_P = np.empty(len(left_P), dtype=np.float32)

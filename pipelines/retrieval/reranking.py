@@ -140,7 +140,7 @@ def _encode_all(
 ) -> tuple[Csr, Vectors]:
     vectors_ND = np.concatenate([queries_QD, gallery_GD])
     found = nearest_among(vectors_ND, max(k1 + 1, k2), memory_mb=memory_mb, device=device)
-    pair_scores = pair_scores_of(vectors_ND, memory_mb=memory_mb)
+    pair_scores = pair_scores_of(vectors_ND)
     return encode(found, pair_scores, k1=k1, k2=k2, memory_mb=memory_mb), found.lowest
 
 
